@@ -1,0 +1,86 @@
+"""The native module: its ISA level, its threads, and (in the modules beside this) one adapter per op.
+
+An adapter turns tensors into addresses, sizes and strides; validation has been done by the op.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+from contextvars import ContextVar
+
+import torch
+
+from aigc_engine import capability
+
+DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1}
+_threads: ContextVar[int | None] = ContextVar("aigc_engine_threads", default=None)
+
+if capability.native_missing() is None:
+    from aigc_engine import _native
+
+    _forced = capability.forced_isa()
+    if _forced is not None and not _native.force_isa(_forced):
+        _runnable = [name for name, _, supported in _native.isa_levels() if supported]
+        raise ValueError(f"AIGC_CPU_ISA {_forced!r}, expected one of {_runnable} on this machine")
+    _default_threads = capability.forced_threads()
+else:
+    warnings.warn(
+        f"aigc_engine: {capability.native_missing()}; CPU calls run on the PyTorch reference",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+
+
+def isa() -> str:
+    """The ISA level whose kernels run."""
+    return _native.isa()
+
+
+def isa_levels() -> list[tuple[str, bool, bool]]:
+    """(name, built, runs here) of every level, worst first."""
+    return list(_native.isa_levels())
+
+
+@contextlib.contextmanager
+def force_isa(level: str) -> Iterator[None]:
+    """Runs the kernels of another ISA level (process-wide: for tests and benchmarks).
+
+    Raises:
+        ValueError: this build or this machine lacks the level.
+    """
+    before = _native.isa()
+    if not _native.force_isa(level):
+        runnable = [name for name, _, supported in _native.isa_levels() if supported]
+        raise ValueError(f"force_isa: level {level!r}, expected one of {runnable} on this machine")
+    try:
+        yield
+    finally:
+        _native.force_isa(before)
+
+
+def threads() -> int:
+    """Threads of the next native call: `use_threads`, else AIGC_NUM_THREADS, else torch.get_num_threads().
+
+    The default never exceeds the CPUs of the process's affinity mask.
+    """
+    chosen = _threads.get()
+    if chosen is not None:
+        return chosen
+    if _default_threads is not None:
+        return _default_threads
+    wanted = torch.get_num_threads()
+    return wanted if wanted == 1 else min(wanted, _native.available_cpus())
+
+
+@contextlib.contextmanager
+def use_threads(count: int) -> Iterator[None]:
+    """Sets the native thread count for the current context (more than there are CPUs is allowed)."""
+    if count < 1:
+        raise ValueError(f"use_threads: count {count}, expected at least 1")
+    token = _threads.set(count)
+    try:
+        yield
+    finally:
+        _threads.reset(token)

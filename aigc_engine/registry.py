@@ -1,0 +1,59 @@
+"""Who serves which op: one line per (op, backend), in priority order; the reference is implicitly last.
+
+Capability is data: devices, dtypes of the leading tensor, and limits on facts that the op reports about its
+arguments. A line may stand above another only if a committed record in `bench/results` shows it faster there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+
+FLOAT32 = frozenset({torch.float32})
+FLOATS = frozenset({torch.float32, torch.bfloat16})
+GPU_FLOATS = frozenset({torch.float32, torch.bfloat16, torch.float16})
+INT64 = frozenset({torch.int64})
+
+
+@dataclass(frozen=True)
+class Range:
+    """Closed interval of allowed values."""
+
+    low: int
+    high: int
+
+    def __contains__(self, value: object) -> bool:
+        return isinstance(value, int) and self.low <= value <= self.high
+
+    def __str__(self) -> str:
+        return f"{self.low} to {self.high}"
+
+
+@dataclass(frozen=True)
+class Line:
+    """One backend of one op: where it is (`module:function`) and what it can serve."""
+
+    op: str
+    backend: str
+    impl: str
+    devices: frozenset[str]
+    dtypes: frozenset[torch.dtype]
+    limits: Mapping[str, Range | frozenset] = field(default_factory=dict)
+
+
+def _native(op: str, module: str, dtypes: frozenset[torch.dtype] = FLOATS, **limits: Range | frozenset) -> Line:
+    return Line(op, "native", f"aigc_engine.native.{module}:{op}", frozenset({"cpu"}), dtypes, limits)
+
+
+def _triton(op: str, dtypes: frozenset[torch.dtype] = GPU_FLOATS, **limits: Range | frozenset) -> Line:
+    return Line(op, "triton", f"aigc_engine.kernels.{op}:{op}", frozenset({"cuda"}), dtypes, limits)
+
+
+LINES: tuple[Line, ...] = (_native("bias_act", "activation"),)
+
+
+def lines_of(op: str) -> tuple[Line, ...]:
+    """The op's lines in priority order."""
+    return tuple(line for line in LINES if line.op == op)

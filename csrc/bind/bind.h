@@ -1,0 +1,17 @@
+// Python sees addresses, sizes and strides only; aigc_engine/native/ turns tensors into them.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <cstdint>
+
+namespace aigc {
+
+namespace py = pybind11;
+
+inline const void* in(uintptr_t address) { return reinterpret_cast<const void*>(address); }
+inline void* out(uintptr_t address) { return reinterpret_cast<void*>(address); }
+
+void bind_activation(py::module_& m);
+
+}  // namespace aigc

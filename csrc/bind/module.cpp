@@ -1,0 +1,27 @@
+#include "bind/bind.h"
+#include "cpu/table.h"
+#include "runtime/thread_pool.h"
+
+namespace py = pybind11;
+
+PYBIND11_MODULE(_native, m) {
+  m.doc() = "Native kernels and loops of aigc_engine. Knows no framework: addresses, sizes and strides only.";
+  m.def("isa", [] { return aigc::kernels().isa; }, "The ISA level whose kernels run.");
+  m.def("force_isa", &aigc::force_isa, "Switches level; False when this build or machine lacks it.");
+  m.def("isa_levels", [] {
+    int count;
+    const aigc::IsaLevel* levels = aigc::isa_levels(&count);
+    py::list rows;
+    for (int i = 0; i < count; ++i)
+      rows.append(py::make_tuple(levels[i].name, levels[i].built, levels[i].supported));
+    return rows;
+  });
+  m.def("available_cpus", &aigc::available_cpus, "CPUs in this process's affinity mask.");
+  m.def("pool_workers", &aigc::pool_workers, "Worker threads of the pool in this process.");
+#ifdef AIGC_WITH_CUDA
+  m.attr("with_cuda") = true;
+#else
+  m.attr("with_cuda") = false;
+#endif
+  aigc::bind_activation(m);
+}

@@ -1,0 +1,31 @@
+// The list of native CPU kernels. A new kernel is a struct in args.h, a source in csrc/cpu and a line here.
+#pragma once
+
+#include "cpu/args.h"
+
+#define AIGC_CPU_KERNELS(X) X(bias_act, BiasActArgs)
+
+namespace aigc {
+
+struct KernelTable {
+  const char* isa;
+#define AIGC_FIELD(name, Args) void (*name)(const Args&);
+  AIGC_CPU_KERNELS(AIGC_FIELD)
+#undef AIGC_FIELD
+};
+
+// The best level this machine runs, or the one set by `force_isa`.
+const KernelTable& kernels();
+
+// Level names, worst first; `supported` says whether this machine runs it, `built` whether this build has it.
+struct IsaLevel {
+  const char* name;
+  bool built, supported;
+  const KernelTable* table;
+};
+const IsaLevel* isa_levels(int* count);
+
+// Returns false and changes nothing when the level is unknown, not built or not runnable here.
+bool force_isa(const char* name);
+
+}  // namespace aigc

@@ -1,0 +1,31 @@
+// The engine's thread pool: spins briefly, then parks; safe after fork; callable from many threads at once.
+#pragma once
+
+#include <cstdint>
+
+namespace aigc {
+
+using ChunkBody = void (*)(const void* context, int64_t begin, int64_t end);
+
+// Runs body over [0, count) in contiguous chunks on up to `threads` threads (the caller's among them) and returns
+// when all are done. `grain` is the least number of items worth a thread. A second caller finding the pool busy
+// runs its own work inline. A kernel's result must not depend on where chunks are cut.
+void parallel_for(int64_t count, int64_t grain, int threads, ChunkBody body, const void* context);
+
+template <class F>
+inline void parallel_for(int64_t count, int64_t grain, int threads, const F& f) {
+  parallel_for(
+      count, grain, threads,
+      [](const void* context, int64_t begin, int64_t end) {
+        (*static_cast<const F*>(context))(begin, end);
+      },
+      &f);
+}
+
+// CPUs this process may run on (its affinity mask).
+int available_cpus();
+
+// Worker threads alive in this process.
+int pool_workers();
+
+}  // namespace aigc
