@@ -20,7 +20,8 @@ class CMakeBuild(build_ext):
 
     def build_extension(self, ext: Extension) -> None:
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
-        build = Path(self.build_temp).resolve() / "cmake"
+        # Not setuptools' temporary directory: an editable reinstall then rebuilds only what changed.
+        build = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"
         build.mkdir(parents=True, exist_ok=True)
         cuda = os.environ.get("AIGC_CUDA", "auto")
         if cuda not in ("auto", "on", "off"):

@@ -17,7 +17,7 @@ class DCGANGenerator(nn.Module):
         latent_dim: int = 64,
         num_classes: int | None = 10,
         embedding_dim: int = 16,
-        channels: Sequence[int] = (128, 64),
+        channels: Sequence[int] = (96, 48),
         image_channels: int = 1,
         base_size: int = 7,
     ) -> None:
@@ -65,23 +65,21 @@ class MLPGenerator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    def __init__(self, num_classes=None, channels=(48, 96, 192), image_channels=1, base_size=7, slope=0.2):
+    def __init__(self, num_classes=None, channels=(32, 64), features=192, image_channels=1, base_size=7, slope=0.2):
         super().__init__()
-        c0, c1, c2 = channels
+        c0, c1 = channels
         self.slope = slope
         self.down1 = nn.Conv2d(image_channels, c0, 4, 2, 1)
         self.down2 = nn.Conv2d(c0, c1, 4, 2, 1)
-        self.mix = nn.Conv2d(c1 + 1, c2, 3, 2, 1)
-        self.features = nn.Linear(c2 * ((base_size + 1) // 2) ** 2, c2)
-        self.score = nn.Linear(c2, 1)
-        self.embed = nn.Embedding(num_classes, c2) if num_classes is not None else None
+        self.features = nn.Linear(c1 * base_size**2 + 1, features)
+        self.score = nn.Linear(features, 1)
+        self.embed = nn.Embedding(num_classes, features) if num_classes is not None else None
 
     def forward(self, x: Tensor, label: Tensor | None = None) -> Tensor:
         h = F.leaky_relu(self.down1(x), self.slope)
-        h = F.leaky_relu(self.down2(h), self.slope)
+        h = F.leaky_relu(self.down2(h), self.slope).flatten(1)
         h = torch.cat([h, minibatch_stddev(h)], dim=1)
-        h = F.leaky_relu(self.mix(h), self.slope)
-        h = F.leaky_relu(self.features(h.flatten(1)), self.slope)
+        h = F.leaky_relu(self.features(h), self.slope)
         logit = self.score(h).squeeze(1)
         if self.embed is not None:
             logit = logit + (self.embed(label) * h).sum(1) / h.shape[1] ** 0.5
@@ -89,8 +87,7 @@ class Discriminator(nn.Module):
 
 
 def minibatch_stddev(h: Tensor, group: int = 4) -> Tensor:
-    b, c, height, width = h.shape
-    g = min(group, b)
-    d = h.reshape(g, b // g, c, height, width).float()
-    d = (d.var(0, unbiased=False) + 1e-8).sqrt().mean((1, 2, 3), keepdim=True)
-    return d.repeat(g, 1, height, width).to(h.dtype)
+    g = h.unflatten(0, (-1, group))
+    d = g - g.mean(1, keepdim=True)
+    d = (d.square().mean(1) + 1e-8).sqrt().mean(1)
+    return d.repeat_interleave(group)[:, None]
