@@ -132,7 +132,7 @@ def _read_config(path: Path) -> dict[str, Any]:
         config = json.loads(path.read_text())
     except FileNotFoundError:
         raise ValueError(
-            f"load: name_or_path {str(path.parent)!r} has no {CONFIG}, expected a checkpoint; copy the whole folder"
+            f"load: name_or_path {str(path.parent)!r} has no {CONFIG}; copy the whole folder"
         ) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"load: {str(path)!r} is not JSON ({error}); copy the checkpoint again") from None
@@ -174,7 +174,7 @@ def _fill(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
     if missing or unknown:
         raise ValueError(
             f"load: {str(path)!r} has wrong keys (missing {missing[:4]}, unknown {unknown[:4]}), "
-            f"expected the {len(expected)} weights of {type(model).__name__}; use the config.json saved with these weights"
+            f"expected the weights of {type(model).__name__}; use the config.json saved with these weights"
         )
     for name, tensor in expected.items():
         if tensors[name].shape != tensor.shape:

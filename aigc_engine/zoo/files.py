@@ -10,7 +10,7 @@ from pathlib import Path
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Give a temporary path beside `path`: it replaces `path` at the end, or is removed if the block raises."""
+    """Give a temporary path beside `path`: it replaces `path` at the end, or goes if the block raises."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:

@@ -1,0 +1,80 @@
+"""A convolutional variational autoencoder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from aigc_engine.models.layers import RowwiseLinear, channels_last, group_norm_silu
+
+
+@dataclass(frozen=True)
+class VAEConfig:
+    """Sizes: `widths[i]` channels at 1 / 2^i of the image size; `latent` numbers describe an image."""
+
+    channels: int = 1
+    image_size: int = 28
+    latent: int = 16
+    widths: tuple[int, ...] = (16, 32, 64)
+    groups: int = 2
+
+
+class VAE(nn.Module):
+    """q(z | x) = N(mean(x), exp(logvar(x))) and a decoder of z ~ N(0, I) to images.
+
+    References: Kingma, Welling, "Auto-Encoding Variational Bayes", 2013, https://arxiv.org/abs/1312.6114
+    """
+
+    def __init__(self, **config: object) -> None:
+        super().__init__()
+        self.config = c = VAEConfig(**config)  # type: ignore[arg-type]
+        self.latent = c.latent
+        self.size = c.image_size // 2 ** (len(c.widths) - 1)
+        flat = c.widths[-1] * self.size**2
+        inputs = (c.channels, *c.widths[:-1])
+        self.encoder = nn.ModuleList(
+            nn.Conv2d(a, b, 3, stride=1 if i == 0 else 2, padding=1)
+            for i, (a, b) in enumerate(zip(inputs, c.widths, strict=True))
+        )
+        self.encoder_norms = nn.ModuleList(nn.GroupNorm(c.groups, width) for width in c.widths)
+        self.posterior = RowwiseLinear(flat, 2 * c.latent)
+        self.prior = RowwiseLinear(c.latent, flat)
+        outputs = c.widths[::-1]
+        self.decoder = nn.ModuleList(
+            nn.Conv2d(a, b, 3, padding=1) for a, b in zip((outputs[0], *outputs[:-1]), outputs, strict=True)
+        )
+        self.decoder_norms = nn.ModuleList(nn.GroupNorm(c.groups, width) for width in outputs)
+        self.out = nn.Conv2d(outputs[-1], c.channels, 3, padding=1)
+        self.to(memory_format=torch.channels_last)
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance, both (B, latent), of images x (B, C, H, W) in [-1, 1]."""
+        if x.shape[0] == 1:  # a lone row would leave the convolutions that all other batches take
+            mean, logvar = self.encode(x.expand(2, -1, -1, -1))
+            return mean[:1], logvar[:1]
+        h = channels_last(x)
+        for conv, norm in zip(self.encoder, self.encoder_norms, strict=True):
+            h = group_norm_silu(conv(h), norm)
+        mean, logvar = self.posterior(h.contiguous().flatten(1)).chunk(2, dim=1)
+        return mean, logvar
+
+    def logits(self, z: Tensor) -> Tensor:
+        """Logits (B, C, H, W) of the brightness of each pixel, for latents z (B, latent)."""
+        if z.shape[0] == 1:
+            return self.logits(z.expand(2, -1))[:1]
+        h = channels_last(self.prior(z).unflatten(1, (self.config.widths[-1], self.size, self.size)))
+        for i, (conv, norm) in enumerate(zip(self.decoder, self.decoder_norms, strict=True)):
+            h = conv(h if i == 0 else F.interpolate(h, scale_factor=2.0, mode="nearest"))
+            h = group_norm_silu(h, norm)
+        return self.out(h).contiguous()
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Images (B, C, H, W) in [-1, 1] of latents z (B, latent): 2 sigmoid(logits) - 1."""
+        return torch.tanh(0.5 * self.logits(z))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Reconstruction of x (B, C, H, W) in [-1, 1], through the mean of its posterior."""
+        return self.decode(self.encode(x)[0])
