@@ -1,5 +1,6 @@
 """Operations: each holds its signature, docstring, validation, reference and samples (see `dispatch.op`)."""
 
 from aigc_engine.ops.activation import bias_act
+from aigc_engine.ops.random import philox_normal, philox_uniform
 
-__all__ = ["bias_act"]
+__all__ = ["bias_act", "philox_normal", "philox_uniform"]
