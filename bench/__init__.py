@@ -1,0 +1,1 @@
+"""Benchmarks: `python -m bench`, `aigc-engine bench` or `pytest bench --benchmark-only`."""

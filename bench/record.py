@@ -1,0 +1,196 @@
+"""From cases to rows, and from rows to a record: one JSON file and the same as a markdown table."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from aigc_engine.zoo.files import replacing
+from bench import machine
+from bench.case import Case, Mismatch
+from bench.measure import Ceilings, ceilings, paired
+
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measured case; times in us, rates per s, `percent` of the speed of a copy of as many bytes."""
+
+    group: str
+    name: str
+    against: str
+    ours_us: float
+    theirs_us: float
+    ratio: float
+    paired_ratio: float
+    target: float | None
+    max_abs_error: float
+    rounds: int
+    calls: int
+    gbps: float | None
+    percent: float | None
+    gflops: float | None
+    ours_rate: float | None
+    theirs_rate: float | None
+    unit: str
+
+    @property
+    def met(self) -> bool | None:
+        return None if self.target is None else self.ratio >= self.target
+
+
+def measure(case: Case) -> Row:
+    """Builds, verifies and then times one case.
+
+    Raises:
+        Mismatch: both sides don't do the same job.
+    """
+    with torch.no_grad():
+        work = case.build()
+        error = work.verify()
+        timing = paired(work.ours, work.theirs, touched=work.bytes, seconds=case.seconds)
+    ours = timing.our_median
+    share = timing.share_of_ceiling
+    return Row(
+        group=case.group,
+        name=case.name,
+        against=case.against,
+        ours_us=timing.our_median * 1e6,
+        theirs_us=timing.their_median * 1e6,
+        ratio=timing.ratio,
+        paired_ratio=timing.paired_ratio,
+        target=case.target,
+        max_abs_error=error,
+        rounds=len(timing.ours),
+        calls=timing.calls,
+        gbps=work.bytes / ours / 1e9 if work.bytes else None,
+        percent=share * 100 if share else None,
+        gflops=work.flops / ours / 1e9 if work.flops else None,
+        ours_rate=work.items / ours if work.items else None,
+        theirs_rate=work.items / timing.their_median if work.items else None,
+        unit=work.unit,
+    )
+
+
+@dataclass(frozen=True)
+class Record:
+    """All rows of a run, with the machine and the ceilings they were measured beside."""
+
+    what: str
+    date: str
+    machine: dict[str, Any]
+    load: tuple[float, float]
+    ceilings: Ceilings
+    rows: tuple[Row, ...]
+    failures: tuple[str, ...]
+
+    def save(self, folder: Path = RESULTS) -> list[Path]:
+        """Writes <date>-<what>.json and .md, and returns their paths."""
+        folder.mkdir(parents=True, exist_ok=True)
+        paths = []
+        for suffix, text in ((".json", self.as_json()), (".md", self.as_markdown())):
+            path = folder / f"{self.date}-{self.what}{suffix}"
+            with replacing(path) as temporary:
+                temporary.write_text(text)
+            paths.append(path)
+        return paths
+
+    def as_json(self) -> str:
+        return json.dumps(asdict(self), indent=1) + "\n"
+
+    def as_markdown(self) -> str:
+        m, (before, after) = self.machine, self.load
+        versions = ", ".join(f"{name} {version}" for name, version in m["versions"].items())
+        gflops = self.ceilings.gflops
+        copies = ", ".join(f"{size / 2**20:g} MiB {rate:.1f}" for size, rate in self.ceilings.copy.items())
+        lines = [
+            f"# {self.what}, {self.date}",
+            "",
+            f"- {m['cpu']} ({m['arch']}), {m['cpus']} CPUs; native ISA {m['isa']}, torch {m['torch_isa']}",
+            f"- threads: native {m['native_threads']}, torch {m['torch_threads']}; load {before} to {after}",
+            f"- {versions}, Python {m['python']}, commit {m['commit']}",
+            f"- ceilings in this run: copy GB/s at {copies}; float32 matmul {gflops:.0f} GFLOP/s",
+            f"- reproduce: `aigc-engine bench {self.what} --save`",
+            "",
+            "| " + " | ".join(HEADINGS) + " |",
+            "|---|---|" + "---:|" * (len(HEADINGS) - 2),
+            *("| " + " | ".join(cells(row)) + " |" for row in self.rows),
+        ]
+        if self.failures:
+            lines += ["", "Not timed:", "", *(f"- {failure}" for failure in self.failures)]
+        return "\n".join(lines) + "\n"
+
+
+HEADINGS = (
+    "case",
+    "against",
+    "ours",
+    "theirs",
+    "ratio",
+    "paired",
+    "target",
+    "GB/s",
+    "of copy",
+    "max abs error",
+)
+
+
+def cells(row: Row) -> list[str]:
+    """A row as text, in the order of `HEADINGS`."""
+    target = "" if row.target is None else f">= {row.target:g} {'met' if row.met else 'missed'}"
+    return [
+        row.name,
+        row.against,
+        _side(row.ours_us, row.ours_rate, row.unit),
+        _side(row.theirs_us, row.theirs_rate, row.unit),
+        f"{row.ratio:.2f}x",
+        f"{row.paired_ratio:.2f}x",
+        target,
+        "" if row.gbps is None else f"{row.gbps:.1f}",
+        "" if row.percent is None else f"{row.percent:.0f} %",
+        f"{row.max_abs_error:.1e}" if row.max_abs_error else "0",
+    ]
+
+
+def _side(microseconds: float, rate: float | None, unit: str) -> str:
+    time = next(
+        f"{microseconds / scale:.3g} {name}"
+        for scale, name in ((1e6, "s"), (1e3, "ms"), (1.0, "us"))
+        if microseconds >= scale or scale == 1.0
+    )
+    return time if rate is None else f"{time} ({rate:.3g} {unit}/s)"
+
+
+def run(what: str, cases: Iterable[Case], *, report: Callable[[Case, Row | str], None]) -> Record:
+    """Measures cases one after another; `report` is told of each as it's done.
+
+    A case whose sides don't agree is reported and isn't timed; the others go on.
+    """
+    before, limits = machine.load(), ceilings()
+    rows: list[Row] = []
+    failures: list[str] = []
+    for case in cases:
+        try:
+            row = measure(case)
+        except Mismatch as error:
+            failures.append(str(error))
+            report(case, str(error))
+            continue
+        rows.append(row)
+        report(case, row)
+    date = datetime.datetime.now(datetime.timezone.utc).date().isoformat()  # noqa: UP017 (Python 3.10)
+    return Record(
+        what, date, machine.describe(), (before, machine.load()), limits, tuple(rows), tuple(failures)
+    )
+
+
+def find(cases: Sequence[Case], words: Sequence[str]) -> list[Case]:
+    """The cases whose name contains every word."""
+    return [case for case in cases if all(word in case.name for word in words)]
