@@ -5,8 +5,8 @@ against the same rows alone. Bitwise equal: channels-last `conv2d` (3x3, and 1x1
 `group_norm`, `layer_norm`, eval `batch_norm`, `bmm`, `softmax`, `tanh`, `sin`, nearest `interpolate`, and
 `linear` in blocks of exactly 16 rows. Different: any convolution at n = 1 (small inputs leave oneDNN),
 contiguous 1x1 convolutions, 1x1 on one pixel, `linear` at n < 16 (gemv and small blockings), one `linear` or
-`baddbmm` over many blocks with a long inner axis, strided `conv_transpose2d` with 2 threads or more, and `silu`
-/ `sigmoid` where a row or a thread's share is no multiple of 32 (vector body and scalar tail differ).
+`baddbmm` over many blocks with a long inner axis, strided `conv_transpose2d` with 2 threads or more, and
+`silu` or `sigmoid` where a row or a thread's share is no multiple of 32 (vector body against scalar tail).
 """
 
 from __future__ import annotations
