@@ -26,9 +26,9 @@ class UNetConfig:
     image_size: int = 28
     patch: int = 2
     widths: tuple[int, ...] = (32, 64)
-    depths: tuple[int, ...] = (1, 2)
+    depths: tuple[int, ...] = (1, 1)
     heads: int = 4
-    groups: int = 4
+    groups: int = 2
     num_classes: int = 10
     embedding: int = 128
 
@@ -108,7 +108,8 @@ class UNet(nn.Module):
                 self.up.append(ResBlock(width + skips.pop(), out, c.embedding, c.groups))
                 width = out
             if level > 0:
-                self.up.append(nn.Conv2d(width, width, 3, padding=1))
+                self.up.append(nn.Conv2d(width, c.widths[level - 1], 3, padding=1))
+                width = c.widths[level - 1]
         self.norm_out = nn.GroupNorm(c.groups, width)
         self.conv_out = nn.Conv2d(width, pixels, 3, padding=1)
         nn.init.zeros_(self.conv_out.weight)
