@@ -8,6 +8,8 @@ from torch import nn
 
 ARCHITECTURES: dict[str, str] = {
     "Classifier": "aigc_engine.models.classifier",
+    "DCGANGenerator": "aigc_engine.models.gan",
+    "MLPGenerator": "aigc_engine.models.gan",
     "UNet": "aigc_engine.models.unet",
     "VAE": "aigc_engine.models.vae",
 }

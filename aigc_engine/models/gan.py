@@ -1,93 +1,208 @@
-"""Generators and discriminators for 28x28 images: class-conditional DCGAN and the plain MLP GAN."""
+"""Generators and discriminators: class-conditional DCGAN and the plain MLP GAN, for small square images."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from aigc_engine.models.layers import RowwiseLinear, channels_last
+
+
+@dataclass(frozen=True)
+class DCGANConfig:
+    """Sizes: `widths` channels at base_size and twice it; images are (channels, 4 base_size, 4 base_size)."""
+
+    latent_dim: int = 64
+    num_classes: int | None = 10
+    embedding: int = 16
+    widths: Sequence[int] = (64, 32)
+    channels: int = 1
+    base_size: int = 7
+
+
+@dataclass(frozen=True)
+class MLPConfig:
+    """Sizes: `widths` of the hidden layers, `image_shape` (C, H, W), `slope` of the leaky ReLU."""
+
+    latent_dim: int = 64
+    widths: Sequence[int] = (256, 512, 512)
+    image_shape: Sequence[int] = (1, 28, 28)
+    slope: float = 0.2
+
 
 class DCGANGenerator(nn.Module):
-    """(z, label) -> image: project to 7x7, then two stride-2 transposed convolutions to 28x28."""
+    """Image G(z, label): a linear layer, then two transposed 4x4 convolutions of stride 2.
+
+    Batch norm and ReLU follow every layer but the last, which ends in tanh. The class enters as an embedding
+    beside z.
+
+    References:
+        Radford, Metz, Chintala, "Unsupervised Representation Learning with Deep Convolutional Generative
+        Adversarial Networks", 2016, https://arxiv.org/abs/1511.06434
+        Mirza, Osindero, "Conditional Generative Adversarial Nets", 2014, https://arxiv.org/abs/1411.1784
+
+    Args:
+        z: (B, latent_dim) float32, standard normal.
+        label: (B,) int64 in [0, num_classes), or None for a model without classes.
+    Returns:
+        (B, channels, 4 base_size, 4 base_size) in [-1, 1].
+    """
 
     def __init__(
         self,
         latent_dim: int = 64,
         num_classes: int | None = 10,
-        embedding_dim: int = 16,
-        channels: Sequence[int] = (96, 48),
-        image_channels: int = 1,
+        embedding: int = 16,
+        widths: Sequence[int] = (64, 32),
+        channels: int = 1,
         base_size: int = 7,
     ) -> None:
         super().__init__()
-        self.latent_dim, self.num_classes, self.base_size = latent_dim, num_classes, base_size
-        self.image_shape = (image_channels, base_size * 4, base_size * 4)
-        c0, c1 = channels
-        self.embed = nn.Embedding(num_classes, embedding_dim) if num_classes is not None else None
-        width = latent_dim + (embedding_dim if num_classes is not None else 0)
-        self.project = nn.Linear(width, c0 * base_size * base_size, bias=False)
+        self.config = DCGANConfig(latent_dim, num_classes, embedding, tuple(widths), channels, base_size)
+        c0, c1 = widths
+        self.embed = nn.Embedding(num_classes, embedding) if num_classes else None
+        width = latent_dim + (embedding if num_classes else 0)
+        self.project = RowwiseLinear(width, c0 * base_size**2, bias=False)
         self.norm0 = nn.BatchNorm2d(c0)
-        self.up1 = nn.ConvTranspose2d(c0, c1, 4, 2, 1, bias=False)
+        self.up1 = nn.ConvTranspose2d(c0, c1, 4, stride=2, padding=1, bias=False)
         self.norm1 = nn.BatchNorm2d(c1)
-        self.up2 = nn.ConvTranspose2d(c1, image_channels, 4, 2, 1)
+        self.up2 = nn.ConvTranspose2d(c1, channels, 4, stride=2, padding=1)
+
+    @property
+    def latent_dim(self) -> int:
+        """Length of z."""
+        return self.config.latent_dim
+
+    @property
+    def num_classes(self) -> int | None:
+        """Number of classes; None without classes."""
+        return self.config.num_classes
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the images."""
+        size = 4 * self.config.base_size
+        return self.config.channels, size, size
 
     def forward(self, z: Tensor, label: Tensor | None = None) -> Tensor:
         if self.embed is not None:
             z = torch.cat([z, self.embed(label)], dim=1)
-        h = self.project(z).unflatten(1, (-1, self.base_size, self.base_size))
+        size = self.config.base_size
+        h = channels_last(self.project(z).unflatten(1, (-1, size, size)))
         h = F.relu(self.norm0(h))
         h = F.relu(self.norm1(self.up1(h)))
         return torch.tanh(self.up2(h))
 
 
 class MLPGenerator(nn.Module):
+    """Image G(z): linear layers with batch norm and leaky ReLU, tanh at the end.
+
+    References:
+        Goodfellow et al., "Generative Adversarial Networks", 2014, https://arxiv.org/abs/1406.2661
+
+    Args:
+        z: (B, latent_dim) float32, standard normal.
+        label: None; the model has no classes.
+    Returns:
+        (B, *image_shape) in [-1, 1].
+    """
+
+    num_classes: int | None = None
+
     def __init__(
         self,
         latent_dim: int = 64,
-        hidden: Sequence[int] = (256, 512, 512),
+        widths: Sequence[int] = (256, 512, 512),
         image_shape: Sequence[int] = (1, 28, 28),
         slope: float = 0.2,
     ) -> None:
         super().__init__()
-        self.latent_dim, self.num_classes, self.slope = latent_dim, None, slope
-        self.image_shape = tuple(image_shape)
-        c, h, w = self.image_shape
-        widths = [latent_dim, *hidden, c * h * w]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False))
+        self.config = MLPConfig(latent_dim, tuple(widths), tuple(image_shape), slope)
+        sizes = [latent_dim, *widths, math.prod(image_shape)]
+        self.layers = nn.ModuleList(RowwiseLinear(a, b) for a, b in pairwise(sizes))
+        self.norms = nn.ModuleList(nn.BatchNorm1d(width) for width in widths)
+        for layer in self.layers[:-1]:
+            nn.init.kaiming_normal_(layer.weight, a=slope)
+
+    @property
+    def latent_dim(self) -> int:
+        """Length of z."""
+        return self.config.latent_dim
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the images."""
+        channels, height, width = self.config.image_shape
+        return channels, height, width
 
     def forward(self, z: Tensor, label: Tensor | None = None) -> Tensor:
-        h = z
-        for layer in self.layers[:-1]:
-            h = F.leaky_relu(layer(h), self.slope)
-        return torch.tanh(self.layers[-1](h)).unflatten(1, self.image_shape)
-
-
-class Discriminator(nn.Module):
-    def __init__(self, num_classes=None, channels=(32, 64), features=192, image_channels=1, base_size=7, slope=0.2):
-        super().__init__()
-        c0, c1 = channels
-        self.slope = slope
-        self.down1 = nn.Conv2d(image_channels, c0, 4, 2, 1)
-        self.down2 = nn.Conv2d(c0, c1, 4, 2, 1)
-        self.features = nn.Linear(c1 * base_size**2 + 1, features)
-        self.score = nn.Linear(features, 1)
-        self.embed = nn.Embedding(num_classes, features) if num_classes is not None else None
-
-    def forward(self, x: Tensor, label: Tensor | None = None) -> Tensor:
-        h = F.leaky_relu(self.down1(x), self.slope)
-        h = F.leaky_relu(self.down2(h), self.slope).flatten(1)
-        h = torch.cat([h, minibatch_stddev(h)], dim=1)
-        h = F.leaky_relu(self.features(h), self.slope)
-        logit = self.score(h).squeeze(1)
-        if self.embed is not None:
-            logit = logit + (self.embed(label) * h).sum(1) / h.shape[1] ** 0.5
-        return logit
+        *hidden, last = self.layers
+        for layer, norm in zip(hidden, self.norms, strict=True):
+            z = F.leaky_relu(norm(layer(z)), self.config.slope)
+        return torch.tanh(last(z)).unflatten(1, self.image_shape)
 
 
 def minibatch_stddev(h: Tensor, group: int = 4) -> Tensor:
-    g = h.unflatten(0, (-1, group))
-    d = g - g.mean(1, keepdim=True)
-    d = (d.square().mean(1) + 1e-8).sqrt().mean(1)
-    return d.repeat_interleave(group)[:, None]
+    """Mean over features of the standard deviation within groups of `group` rows: (B, F) -> (B, 1).
+
+    It shows a discriminator how varied its batch is; `B` is a multiple of `group`.
+
+    References:
+        Karras et al., "Progressive Growing of GANs for Improved Quality, Stability, and Variation", 2018,
+        https://arxiv.org/abs/1710.10196
+    """
+    rows = h.float().unflatten(0, (-1, group))
+    deviation = rows - rows.mean(1, keepdim=True)
+    # 1e-8 keeps the gradient of the root finite where a feature is zero in the whole group.
+    spread = (deviation.square().mean(1) + 1e-8).sqrt().mean(1)
+    return spread.repeat_interleave(group)[:, None].to(h.dtype)
+
+
+class Discriminator(nn.Module):
+    """Score D(x, label), higher for images that look real; the class enters as a projection.
+
+    D = w . f(x) + e[label] . f(x) / sqrt(F), with f two convolutions 4x4 (stride 2), the spread of the
+    minibatch and a linear layer to F features, each with leaky ReLU.
+
+    References:
+        Miyato, Koyama, "cGANs with Projection Discriminator", 2018, https://arxiv.org/abs/1802.05637
+
+    Args:
+        x: (B, channels, 4 base_size, 4 base_size), B a multiple of 4.
+        label: (B,) int64 in [0, num_classes), or None for a model without classes.
+    Returns:
+        (B,) scores.
+    """
+
+    def __init__(
+        self,
+        num_classes: int | None = None,
+        widths: Sequence[int] = (32, 64),
+        features: int = 192,
+        channels: int = 1,
+        base_size: int = 7,
+        slope: float = 0.2,
+    ) -> None:
+        super().__init__()
+        c0, c1 = widths
+        self.slope = slope
+        self.down1 = nn.Conv2d(channels, c0, 4, stride=2, padding=1)
+        self.down2 = nn.Conv2d(c0, c1, 4, stride=2, padding=1)
+        self.features = nn.Linear(c1 * base_size**2 + 1, features)
+        self.score = nn.Linear(features, 1)
+        self.embed = nn.Embedding(num_classes, features) if num_classes else None
+
+    def forward(self, x: Tensor, label: Tensor | None = None) -> Tensor:
+        h = F.leaky_relu(self.down1(channels_last(x)), self.slope)
+        h = F.leaky_relu(self.down2(h), self.slope).flatten(1)
+        h = F.leaky_relu(self.features(torch.cat([h, minibatch_stddev(h)], dim=1)), self.slope)
+        score = self.score(h).squeeze(1)
+        if self.embed is not None:
+            score = score + (self.embed(label) * h).sum(1) / h.shape[1] ** 0.5
+        return score

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from aigc_engine.train import digits
+from aigc_engine.train import digits, gan
 from aigc_engine.train.task import Recipe
 
-RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (*digits.RECIPES,)}
+RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (*digits.RECIPES, *gan.RECIPES)}
