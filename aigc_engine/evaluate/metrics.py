@@ -1,4 +1,4 @@
-"""Numbers that say how good samples are: classes, confidence and the Frechet distance in classifier features."""
+"""How good are samples: classes, confidence, and the Frechet distance in the features of a classifier."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
     for name, x in (("a", a), ("b", b)):
         if x.ndim != 2 or x.shape[0] < 2 or x.shape[1] != a.shape[-1]:
             raise ValueError(
-                f"frechet_distance: {name} {tuple(x.shape)}, expected (2 or more rows, {a.shape[-1]} features); "
+                f"frechet_distance: {name} {tuple(x.shape)}, expected (n >= 2, {a.shape[-1]}); "
                 "pass features of the same classifier"
             )
         if not torch.isfinite(x).all():
