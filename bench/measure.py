@@ -1,7 +1,7 @@
 """Paired timing on a machine that's never quiet.
 
 Two callables are timed in turn, block by block (ours, theirs, theirs, ours, ...), so that a slow phase of
-the machine hits both. Reported are medians, their ratio and the median of the ratios of neighbours, never a mean.
+machine hits both. Reported are medians, their ratio and the median of the neighbours' ratios, never a mean.
 """
 
 from __future__ import annotations
