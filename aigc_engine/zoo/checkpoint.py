@@ -196,7 +196,7 @@ def _card(
     metrics: dict[str, str],
 ) -> str:
     parameters = sum(p.numel() for p in model.parameters())
-    today = datetime.datetime.now(datetime.UTC).date().isoformat()
+    today = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
     stored = str(storage).removeprefix("torch.")
     lines = {
         "Family": str(config["family"]),
