@@ -1,0 +1,143 @@
+"""Sampling from a diffusion model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from aigc_engine.diffusion import arguments
+from aigc_engine.diffusion.arguments import Generators
+from aigc_engine.diffusion.control import Callback, Event, Monitor
+from aigc_engine.diffusion.guidance import Conditions
+from aigc_engine.diffusion.loop import BUFFERS, Denoiser, Draw, Evaluator, Run
+from aigc_engine.diffusion.schedule import Schedule
+from aigc_engine.diffusion.solver import UpdateTable, update_table
+from aigc_engine.diffusion.spacing import Spacing
+from aigc_engine.latents import seed_rows
+from aigc_engine.ops import linear_update, philox_normal
+
+
+@torch.no_grad()
+def sample(
+    denoiser: Denoiser,
+    shape: Sequence[int],
+    *,
+    solver: str | Sequence[str] = "dpmpp_2m",
+    steps: int | Sequence[int] = 20,
+    seed: int | Sequence[int] = 0,
+    schedule: str | Schedule = "linear",
+    prediction: str | None = None,
+    spacing: str | Spacing | None | Sequence[str | Spacing | None] = None,
+    eta: float | Sequence[float] = 0.0,
+    guidance: float | Sequence[float] = 1.0,
+    cond: Any = None,
+    uncond: Any = None,
+    start: Tensor | None = None,
+    strength: float | Sequence[float] | None = None,
+    noise: Tensor | None = None,
+    generator: Generators | None = None,
+    callback: Callback | None = None,
+    progress: bool = False,
+    cancel: Event | None = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    r"""Samples from a diffusion or flow model, a row per seed, all rows in one batch.
+
+    .. math:: x_{k+1} = c_0 x_k + c_1 f(x_k, t_k, \text{cond}) + c_2 f(x_k, t_k, \text{uncond})
+        + c_3 x_{k-1} + c_4 f_{k-1} + c_5 f^\text{uncond}_{k-1} + s z
+
+    Each solver is a table of such numbers (`solver.Recipe` names the papers), in diffusers' conventions.
+    Clipping and thresholding of x0 aren't linear and aren't done. A row depends on its own seed and arguments
+    only: n rows with seed s equal n single calls with seeds s, s + 1, ..., as far as the denoiser's own do.
+
+    Args:
+        denoiser: called as denoiser(x, t, cond) with x (rows, ...) in `dtype`, t (rows,) float32; returns the
+            prediction in x's shape, in a new tensor each time. Under guidance it gets 2 rows: cond's, then
+            uncond's.
+        shape: (n, ...) of the result, n >= 1, such as (n, C, H, W).
+        solver: ddpm, ddim, euler, euler_ancestral, heun, dpmpp_2m, dpmpp_2m_sde or flow_euler. Like steps,
+            seed, spacing, eta, guidance and strength: one for all rows, or a list or tuple of n.
+        steps: >= 1. Rows that are done leave the batch.
+        seed: rows take seed, seed + 1, ...; or n seeds in [-2^63, 2^63).
+        schedule: "linear", "scaled_linear", "cosine", "flow", "edm", or a VP, Flow or EDM.
+        prediction: "eps", "v", "x0", "flow" or "edm"; None is the schedule's usual one.
+        spacing: "leading", "linspace", "trailing", "karras", "exponential", "polyexponential" or a Spacing;
+            None is the solver's usual one.
+        eta: ddim's share of fresh noise in [0, 1].
+        guidance: g in uncond + g (cond - uncond).
+        cond, uncond: what the denoiser gets, with a leading dimension of n: a tensor, or a dict, tuple or
+            list of them; any other object is passed on as it is. uncond is needed with guidance only.
+        start: image to start from (n, ...), with the noise of the time at which it enters.
+        strength: share of the steps done from `start`, in (0, 1]; None is 0.8.
+        noise: starting noise (n, ...) of unit variance, in place of the seeds'.
+        generator: torch.Generator (or n of them) for all noise, drawn as diffusers draws, in place of seeds.
+        callback: called with a `Progress` after each evaluation; returning False cancels.
+        progress: show a progress bar on stderr.
+        cancel: an event; the run stops at the next evaluation once it is set.
+        device: of the computation; None is that of the denoiser's parameters, of start or of noise.
+        dtype: of the denoiser's input: float32, bfloat16 or float16; None is that of its parameters. The
+            state stays in float32.
+
+    Returns:
+        (n, ...) float32.
+
+    Raises:
+        TypeError, ValueError: naming the argument and what it may be.
+        RuntimeError: NaN or Inf, naming evaluation and row.
+        Cancelled: by callback or cancel.
+    """
+    rows = arguments.batch_shape(shape)
+    n = rows[0]
+    recipes = arguments.recipes(
+        n,
+        solver=solver,
+        steps=steps,
+        schedule=schedule,
+        prediction=prediction,
+        spacing=spacing,
+        eta=eta,
+        guidance=guidance,
+        from_image=start is not None,
+        strength=strength,
+    )
+    device, dtype = arguments.placement(denoiser, device, dtype, (start, noise))
+    arguments.check_state("start", start, rows, device)
+    arguments.check_state("noise", noise, rows, device)
+    arguments.check_generator(generator, n)
+    table = update_table(recipes).to(device)
+    seeds = seed_rows("sample", n, seed)[table.order].to(device)
+    uniform = len(set(table.evaluations)) == 1
+    conditions = Conditions(cond, uncond, table.order, guided=table.guided, uniform=uniform, device=device)
+    draw = None if generator is None else Draw(generator, rows, dtype, table.order.to(device))
+    buffers = torch.empty((BUFFERS, *rows), dtype=torch.float32, device=device)
+    buffers[0] = _starting_state(table, seeds, start, noise, draw, rows[1:])
+    with Monitor(len(table), callback, progress, cancel) as monitor:
+        monitor.check(0)
+        evaluate = Evaluator(denoiser, conditions, table, dtype)
+        return Run(table, evaluate, buffers, seeds, draw, monitor).in_python()
+
+
+def _starting_state(
+    table: UpdateTable,
+    seeds: Tensor,
+    start: Tensor | None,
+    noise: Tensor | None,
+    draw: Draw | None,
+    shape: tuple[int, ...],
+) -> Tensor:
+    """start_scale image + init_scale noise, (B, ...) in the table's order."""
+    order = table.order.to(seeds.device)
+    if noise is not None:
+        noise = noise[order].float()
+    elif draw is not None:
+        noise = draw()
+    else:
+        noise = philox_normal(seeds, shape, device=seeds.device)
+    if start is None:
+        return linear_update([noise], table.init_scale[:, None])
+    scales = torch.stack([table.start_scale, table.init_scale], dim=1)
+    return linear_update([start[order].float(), noise], scales)
