@@ -84,13 +84,15 @@ def run(
     if step < task.total_steps:
         message = f"stopped at step {step} of {task.total_steps}; the state is in {out}, resume to go on"
         return Result(False, step, out, message)
+    # What is measured is what a reader of the file gets: the weights after rounding to their storage type.
+    model = average.model.to(task.storage).float()
     zoo.save(
         out,
-        average.model,
+        model,
         task.config,
         storage=task.storage,
         card={**task.card, "Recipe": task.recipe, "Seed": str(task.seed), "Steps": str(step)},
-        metrics=task.measure(average.model),
+        metrics=task.measure(model),
     )
     (out / STATE_FILE).unlink(missing_ok=True)
     return Result(True, step, out, f"trained {task.recipe} for {step} steps; the model is in {out}")
