@@ -51,7 +51,12 @@ def _triton(op: str, dtypes: frozenset[torch.dtype] = GPU_FLOATS, **limits: Rang
     return Line(op, "triton", f"aigc_engine.kernels.{op}:{op}", frozenset({"cuda"}), dtypes, limits)
 
 
-LINES: tuple[Line, ...] = (_native("bias_act", "activation"),)
+LINES: tuple[Line, ...] = (
+    _native("bias_act", "activation"),
+    _native("linear_update", "diffusion"),
+    _native("philox_normal", "random", INT64, device=frozenset({"cpu"})),
+    _native("philox_uniform", "random", INT64),
+)
 
 
 def lines_of(op: str) -> tuple[Line, ...]:

@@ -24,4 +24,6 @@ PYBIND11_MODULE(_native, m) {
   m.attr("with_cuda") = false;
 #endif
   aigc::bind_activation(m);
+  aigc::bind_diffusion(m);
+  aigc::bind_random(m);
 }

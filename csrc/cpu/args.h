@@ -21,4 +21,41 @@ struct BiasActArgs {
   int threads;
 };
 
+// out (rows, count) = standard normals; row b is keyed by seeds[b].
+struct PhiloxNormalArgs {
+  const int64_t* seeds;
+  void* out;
+  int64_t rows, count;
+  uint64_t stream;
+  DType dtype;
+  int threads;
+};
+
+// out (rows) = one uniform number in [0, 1) per seed.
+struct PhiloxUniformArgs {
+  const int64_t* seeds;
+  float* out;
+  int64_t rows;
+  uint64_t stream;
+};
+
+// out[b] = sum_j coefficients[b, j] terms[j][b] + noise_scale[b] z(seeds[b], streams[b]). Terms whose
+// coefficient is zero aren't read. `out` may be a term.
+struct LinearUpdateArgs {
+  static constexpr int kMaxTerms = 8;
+  const void* terms[kMaxTerms];
+  int64_t term_strides[kMaxTerms];  // between rows; a row is contiguous
+  int num_terms;
+  void* out;
+  int64_t out_stride;
+  const float* coefficients;  // (rows, num_terms)
+  const float* noise_scale;   // (rows), or null; then seeds and streams too
+  const int64_t* seeds;
+  const int64_t* streams;
+  uint8_t* not_finite;  // (rows), set to 1 where a row got NaN or infinity; may be null
+  int64_t rows, count;
+  DType dtype;
+  int threads;
+};
+
 }  // namespace aigc

@@ -3,7 +3,11 @@
 
 #include "cpu/args.h"
 
-#define AIGC_CPU_KERNELS(X) X(bias_act, BiasActArgs)
+#define AIGC_CPU_KERNELS(X)            \
+  X(bias_act, BiasActArgs)             \
+  X(linear_update, LinearUpdateArgs)   \
+  X(philox_normal, PhiloxNormalArgs)   \
+  X(philox_uniform, PhiloxUniformArgs)
 
 namespace aigc {
 

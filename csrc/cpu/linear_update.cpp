@@ -1,0 +1,142 @@
+// Solver step: out[b] = sum_j c[b, j] x_j[b] + s[b] z. Memory-bound without noise (J reads, one write per
+// element); the noise costs some 5 operations a float, so a block of it is made in the L1 cache and read back
+// as a term.
+#include "math/linear_update.h"
+
+#include "cpu/random.h"
+#include "runtime/thread_pool.h"
+
+namespace aigc::AIGC_ISA {
+namespace {
+
+constexpr int64_t kBlock = 4096;      // elements of one row per work item; a multiple of kNoiseBlock
+constexpr int64_t kNoiseBlock = 512;  // 2 KiB of noise at a time; a multiple of kNormals
+// Elements worth waking a thread for: some 10 us of either.
+constexpr int64_t kGrain = 65536, kNoiseGrain = 8192;
+
+// The terms of one row that count.
+template <class T>
+struct Row {
+  const T* terms[LinearUpdateArgs::kMaxTerms];
+  float coefficients[LinearUpdateArgs::kMaxTerms + 1];  // the noise's last
+  int used;
+  T* out;
+};
+
+template <class T>
+Row<T> row_of(const LinearUpdateArgs& a, int64_t b) {
+  Row<T> row;
+  row.used = 0;
+  row.out = static_cast<T*>(a.out) + b * a.out_stride;
+  for (int j = 0; j < a.num_terms; ++j) {
+    const float c = a.coefficients[b * a.num_terms + j];
+    if (c == 0.0f) continue;
+    row.terms[row.used] = static_cast<const T*>(a.terms[j]) + b * a.term_strides[j];
+    row.coefficients[row.used++] = c;
+  }
+  return row;
+}
+
+AIGC_INLINE IVec larger(IVec a, IVec b) { return a > b ? a : b; }
+
+// Elements [first, last) of a row with J terms, the last of which is `noise` when Noisy. Returns each lane's
+// largest magnitude, as bits: those of NaN and infinity are the largest of all.
+//
+// The row comes by value: through a reference the compiler would reload it after every store.
+template <int J, bool Noisy, class T>
+IVec run(const Row<T> row, const float* noise, int64_t first, int64_t last) {
+  IVec worst{};
+  int64_t i = first;
+  for (; i + kLanes <= last; i += kLanes) {
+    const Vec v = linear_update_element<J, Vec>(row.coefficients, [&](int j) {
+      return Noisy && j == J - 1 ? load(noise + (i - first)) : load(row.terms[j] + i);
+    });
+    store(row.out + i, v);
+    worst = larger(worst, IVec(v) & 0x7FFFFFFF);
+  }
+  if (i < last) {
+    const int n = int(last - i);
+    const Vec v = linear_update_element<J, Vec>(row.coefficients, [&](int j) {
+      return Noisy && j == J - 1 ? load_n(noise + (i - first), n) : load_n(row.terms[j] + i, n);
+    });
+    store_n(row.out + i, v, n);
+    worst = larger(worst, IVec(v) & 0x7FFFFFFF);
+  }
+  return worst;
+}
+
+template <bool Noisy, class T>
+IVec run(const Row<T>& row, const float* noise, int64_t first, int64_t last) {
+  switch (row.used + int(Noisy)) {
+    case 0:
+      return run<0, false>(row, noise, first, last);
+    case 1:
+      return run<1, Noisy>(row, noise, first, last);
+    case 2:
+      return run<2, Noisy>(row, noise, first, last);
+    case 3:
+      return run<3, Noisy>(row, noise, first, last);
+    case 4:
+      return run<4, Noisy>(row, noise, first, last);
+    case 5:
+      return run<5, Noisy>(row, noise, first, last);
+    case 6:
+      return run<6, Noisy>(row, noise, first, last);
+    case 7:
+      return run<7, Noisy>(row, noise, first, last);
+    case 8:
+      return run<8, Noisy>(row, noise, first, last);
+    default:
+      return run<9, true>(row, noise, first, last);
+  }
+}
+
+template <class T>
+IVec run_noisy(Row<T>& row, const LinearUpdateArgs& a, int64_t b, int64_t first, int64_t last) {
+  row.coefficients[row.used] = a.noise_scale[b];
+  const PhiloxKeys keys(uint64_t(a.seeds[b]));
+  IVec worst{};
+  for (int64_t i = first; i < last; i += kNoiseBlock) {
+    alignas(64) float noise[kNoiseBlock];
+    const int64_t end = i + kNoiseBlock < last ? i + kNoiseBlock : last;
+    for (int64_t k = 0; k < end - i; k += kNormals) {
+      Vec z[4];
+      normals(keys, uint64_t(a.streams[b]), uint64_t((i + k) / kNormals), z);
+      for (int v = 0; v < 4; ++v) store(noise + k + v * kLanes, z[v]);
+    }
+    worst = larger(worst, run<true>(row, noise, i, end));
+  }
+  return worst;
+}
+
+template <class T>
+void run_item(const LinearUpdateArgs& a, int64_t b, int64_t first, int64_t last) {
+  Row<T> row = row_of<T>(a, b);
+  const bool noisy = a.noise_scale && a.noise_scale[b] != 0.0f;
+  const IVec worst = noisy ? run_noisy(row, a, b, first, last) : run<false>(row, nullptr, first, last);
+  if (!a.not_finite) return;
+  bool finite = true;
+  for (int lane = 0; lane < kLanes; ++lane) finite = finite && worst[lane] < 0x7F800000;
+  if (!finite) __atomic_store_n(a.not_finite + b, uint8_t(1), __ATOMIC_RELAXED);
+}
+
+}  // namespace
+
+void linear_update(const LinearUpdateArgs& a) {
+  if (a.count == 0) return;
+  const int64_t blocks = (a.count + kBlock - 1) / kBlock;
+  const int64_t worth = a.noise_scale ? kNoiseGrain : kGrain, size = a.count < kBlock ? a.count : kBlock;
+  parallel_for(a.rows * blocks, (worth + size - 1) / size, a.threads, [&](int64_t begin, int64_t end) {
+    for (int64_t item = begin; item < end; ++item) {
+      const int64_t b = item / blocks, first = item % blocks * kBlock;
+      const int64_t last = first + kBlock < a.count ? first + kBlock : a.count;
+      if (a.dtype == DType::kFloat32) {
+        run_item<float>(a, b, first, last);
+      } else {
+        run_item<uint16_t>(a, b, first, last);
+      }
+    }
+  });
+}
+
+}  // namespace aigc::AIGC_ISA
