@@ -42,6 +42,39 @@ def map_tensors(value: Any, fn: Any) -> Any:
     return value
 
 
+def tensors_of(value: Any) -> list[Tensor]:
+    """Every tensor in nested tuples, lists and dicts."""
+    found: list[Tensor] = []
+    map_tensors(value, lambda t: found.append(t) or t)
+    return found
+
+
+def pieces(result: Any) -> list[Tensor]:
+    """The tensors an op returned, be it one or several."""
+    return list(result) if isinstance(result, (tuple, list)) else [result]
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    """Equal shapes and values, NaN being equal to itself."""
+    return torch.equal(a, b) or (
+        a.shape == b.shape
+        and torch.equal(a.isnan(), b.isnan())
+        and torch.equal(a.nan_to_num(), b.nan_to_num())
+    )
+
+
+def one_row(sample: Sample, row: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The sample's arguments with every tensor that has the batch's rows cut to one of them."""
+    axis = sample.batch_axis
+    assert axis is not None
+    rows = tensors_of(sample.args)[0].shape[axis]
+
+    def cut(t: Tensor) -> Tensor:
+        return t.narrow(axis, row, 1) if t.ndim > axis and t.shape[axis] == rows else t
+
+    return map_tensors(sample.args, cut), map_tensors(dict(sample.kwargs), cut)
+
+
 def clone_layout(x: Tensor) -> Tensor:
     """A copy with the same strides (so that a strided sample stays strided)."""
     return torch.empty_strided(x.size(), x.stride(), dtype=x.dtype, device=x.device).copy_(x)
@@ -82,3 +115,19 @@ def parity_failure(got: Tensor, reference: Tensor, truth: Tensor, *, slack: floa
     if worst <= bound:
         return None
     return f"error {worst:.3e} exceeds {bound:.3e} (the reference's own: {own:.3e})"
+
+
+def sample_failure(op: Any, sample: Sample) -> str | None:
+    """Runs an op, on the backend that the context names, and holds it to the reference on one sample.
+
+    Returns:
+        None when every result passes (equal bits where the op or the sample is exact), else what is wrong.
+    """
+    got = pieces(op(*sample.args, **sample.kwargs))
+    reference = pieces(op.reference(*sample.args, **sample.kwargs))
+    if op.exact or sample.exact:
+        same = all(same_bits(a, b) for a, b in zip(got, reference, strict=True))
+        return None if same else "bits differ from the reference"
+    truth = pieces(op.reference(*to_float64(sample.args), **to_float64(dict(sample.kwargs))))
+    found = (parity_failure(*each, slack=op.slack) for each in zip(got, reference, truth, strict=True))
+    return next((text for text in found if text), None)

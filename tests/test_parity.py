@@ -12,7 +12,16 @@ import torch
 
 from aigc_engine import native
 from aigc_engine.dispatch import Op, use_backend
-from aigc_engine.testing import Sample, clone_layout, map_tensors, parity_failure, to_float64
+from aigc_engine.testing import (
+    Sample,
+    clone_layout,
+    map_tensors,
+    one_row,
+    pieces,
+    same_bits,
+    sample_failure,
+    tensors_of,
+)
 from tests.conftest import ALL_OPS
 
 LEVELS = [name for name, _, supported in native.isa_levels() if supported]
@@ -33,29 +42,14 @@ def samples_of(op: Op, dtype: torch.dtype) -> list[Sample]:
     return samples
 
 
-def pieces(result: object) -> list[torch.Tensor]:
-    return list(result) if isinstance(result, (tuple, list)) else [result]  # type: ignore[list-item]
-
-
 @pytest.mark.parametrize(("op", "dtype", "level"), CASES)
 def test_native_parity(op: Op, dtype: torch.dtype, level: str) -> None:
-    failures = []
     with native.force_isa(level), use_backend("native"):
-        for sample in samples_of(op, dtype):
-            got = pieces(op(*sample.args, **sample.kwargs))
-            reference = pieces(op.reference(*sample.args, **sample.kwargs))
-            if op.exact or sample.exact:
-                same = all(torch.equal(a, b) for a, b in zip(got, reference, strict=True))
-                failure = None if same else "bits differ from the reference"
-            else:
-                truth = pieces(op.reference(*to_float64(sample.args), **to_float64(dict(sample.kwargs))))
-                found = (
-                    parity_failure(*triple, slack=op.slack)
-                    for triple in zip(got, reference, truth, strict=True)
-                )
-                failure = next((text for text in found if text), None)
-            if failure:
-                failures.append(f"{sample.name}: {failure}")
+        failures = [
+            f"{sample.name}: {failure}"
+            for sample in samples_of(op, dtype)
+            if (failure := sample_failure(op, sample))
+        ]
     assert not failures, "\n".join(failures)
 
 
@@ -66,7 +60,7 @@ def test_native_contract(op: Op, dtype: torch.dtype, level: str) -> None:
         for sample in samples_of(op, dtype):
             args = map_tensors(sample.args, clone_layout)
             first = pieces(op(*args, **sample.kwargs))
-            for after, before in zip(tensors(args), tensors(sample.args), strict=True):
+            for after, before in zip(tensors_of(args), tensors_of(sample.args), strict=True):
                 assert torch.equal(after.nan_to_num(), before.nan_to_num()), f"{sample.name}: inputs changed"
             for threads in (1, 2, 7):
                 with native.use_threads(threads):
@@ -83,10 +77,11 @@ def test_native_batch_invariance(op: Op, dtype: torch.dtype, level: str) -> None
         for sample in samples_of(op, dtype):
             if sample.batch_axis is None:
                 continue
-            rows = next(iter(tensors(sample.args))).shape[sample.batch_axis]
+            rows = tensors_of(sample.args)[0].shape[sample.batch_axis]
             whole = pieces(op(*sample.args, **sample.kwargs))
             for row in {0, rows - 1}:
-                alone = pieces(op(*one_row(sample, row, rows), **one_row_kwargs(sample, row, rows)))
+                args, kwargs = one_row(sample, row)
+                alone = pieces(op(*args, **kwargs))
                 for a, b in zip(alone, whole, strict=True):
                     assert same_bits(a, b.narrow(sample.batch_axis, row, 1)), f"{sample.name}: row {row}"
 
@@ -108,35 +103,7 @@ def test_all_levels_give_the_same_bits() -> None:
 def test_gradient_runs_the_reference(op: Op) -> None:
     sample = samples_of(op, torch.float32 if torch.float32 in op.dtypes else min(op.dtypes, key=str))[0]
     args = map_tensors(sample.args, lambda t: t.requires_grad_() if t.is_floating_point() else t)
-    needs = any(t.requires_grad for t in tensors(args))
+    needs = any(t.requires_grad for t in tensors_of(args))
     with torch.enable_grad() if needs else nullcontext():
         explanation = op.explain(*args, **sample.kwargs)
     assert explanation.runs == "reference" or not needs
-
-
-def tensors(value: object) -> list[torch.Tensor]:
-    found: list[torch.Tensor] = []
-    map_tensors(value, lambda t: found.append(t) or t)
-    return found
-
-
-def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return torch.equal(a, b) or (
-        a.shape == b.shape and torch.equal(a.isnan(), b.isnan()) and torch.equal(a.nan_to_num(), b.nan_to_num())
-    )
-
-
-def one_row(sample: Sample, row: int, rows: int) -> tuple:
-    """The sample's arguments with every tensor that has the batch's rows cut to one of them."""
-    return map_tensors(sample.args, lambda t: cut(t, sample, row, rows))
-
-
-def one_row_kwargs(sample: Sample, row: int, rows: int) -> dict:
-    return map_tensors(dict(sample.kwargs), lambda t: cut(t, sample, row, rows))
-
-
-def cut(t: torch.Tensor, sample: Sample, row: int, rows: int) -> torch.Tensor:
-    axis = sample.batch_axis
-    assert axis is not None
-    batched = t.ndim > axis and t.shape[axis] == rows
-    return t.narrow(axis, row, 1) if batched else t
