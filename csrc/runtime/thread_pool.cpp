@@ -1,12 +1,14 @@
 #include "runtime/thread_pool.h"
 
 #include <pthread.h>
+#include <signal.h>
 
 #include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
 #include <mutex>
+#include <system_error>
 #include <thread>
 
 #if defined(__linux__)
@@ -25,6 +27,8 @@ int available_cpus() {
 
 namespace {
 
+using Clock = std::chrono::steady_clock;
+
 constexpr int kMaxWorkers = 255;
 // A denoising step comes back within some 20 us, so a worker that spins that long is there when it does;
 // longer would take a core from PyTorch's own threads.
@@ -40,84 +44,136 @@ inline void pause() {
 #endif
 }
 
+// Spins, then yields: the thread that is waited for may need this core.
+class Backoff {
+ public:
+  void wait() {
+    if (++turns_ < 1000) {
+      pause();
+    } else {
+      std::this_thread::yield();
+    }
+  }
+
+ private:
+  int turns_ = 0;
+};
+
+// One job at a time. What is left of it stands in one word, so that taking a chunk, joining and noticing that
+// the job is over can't disagree: a worker that wakes late finds nothing to take, and nobody waits for it.
+struct Ticket {
+  uint64_t job;     // 32 bits, counts up
+  uint64_t places;  // 16 bits: workers that may still join
+  uint64_t chunks;  // 16 bits: not yet taken
+
+  static Ticket of(uint64_t word) { return {word >> 32, (word >> 16) & 0xFFFF, word & 0xFFFF}; }
+  uint64_t word() const { return (job & 0xFFFFFFFF) << 32 | places << 16 | chunks; }
+};
+
 class Pool {
  public:
   void run(int64_t count, int64_t chunks, int threads, ChunkBody body, const void* context) {
-    std::unique_lock<std::mutex> turn(turn_, std::try_to_lock);
-    if (!turn.owns_lock()) return body(context, 0, count);
+    if (busy_.exchange(true, std::memory_order_acquire)) return body(context, 0, count);
     const int helpers = grow(threads - 1);
-    if (helpers == 0) return body(context, 0, count);
-    {
-      std::lock_guard<std::mutex> lock(mutex_);
-      body_ = body, context_ = context, count_ = count, chunks_ = chunks;
-      next_.store(0, std::memory_order_relaxed);
-      wanted_ = helpers;
-      running_.store(helpers, std::memory_order_relaxed);
-      generation_.fetch_add(1, std::memory_order_release);
-    }
-    wake_.notify_all();
-    drain();
-    while (running_.load(std::memory_order_acquire) > 0) pause();
+    body_ = body, context_ = context, count_ = count, chunks_ = chunks;
+    left_.store(chunks, std::memory_order_relaxed);
+    const Ticket last = Ticket::of(ticket_.load(std::memory_order_relaxed));
+    const uint64_t job = (last.job + 1) & 0xFFFFFFFF;
+    // Sequentially consistent with park(): either this sees the sleeper or the sleeper sees the job.
+    ticket_.store(Ticket{job, uint64_t(helpers), uint64_t(chunks)}.word());
+    wake(std::min(helpers, sleepers_.load()));
+    work_on(job);
+    for (Backoff backoff; left_.load(std::memory_order_acquire) > 0;) backoff.wait();
+    busy_.store(false, std::memory_order_release);
   }
 
-  int workers() const { return workers_.load(); }
+  int workers() const { return workers_.load(std::memory_order_relaxed); }
 
  private:
-  // Threads are made when first wanted and never more than asked for.
+  // Threads are made when first wanted and never more than asked for. Returns how many helpers there are.
   int grow(int helpers) {
     helpers = std::min(helpers, kMaxWorkers);
-    for (int id = workers_.load(); id < helpers; ++id) {
-      std::thread([this, id, seen = generation_.load()] { work(id, seen); }).detach();
-      workers_.fetch_add(1);
+    int made = workers_.load(std::memory_order_relaxed);
+    if (made >= helpers) return helpers;
+    // Signals are for the application's threads.
+    sigset_t all, before;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    try {
+      for (; made < helpers; ++made) std::thread([this] { serve(); }).detach();
+    } catch (const std::system_error&) {
+      // The process may have no more threads: the job runs on those there are.
     }
-    return helpers;
+    pthread_sigmask(SIG_SETMASK, &before, nullptr);
+    workers_.store(made, std::memory_order_relaxed);
+    return std::min(made, helpers);
   }
 
-  void drain() {
+  void wake(int helpers) {
+    if (helpers == 0) return;
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+    }  // a sleeper is either before its check or inside its wait
+    for (int i = 0; i < helpers; ++i) awake_.notify_one();
+  }
+
+  void work_on(uint64_t job) {
+    uint64_t word = ticket_.load(std::memory_order_acquire);
     for (;;) {
-      const int64_t i = next_.fetch_add(1, std::memory_order_relaxed);
-      if (i >= chunks_) return;
+      Ticket ticket = Ticket::of(word);
+      if (ticket.job != job || ticket.chunks == 0) return;
+      --ticket.chunks;
+      if (!ticket_.compare_exchange_weak(word, ticket.word(), std::memory_order_acq_rel)) continue;
+      // The job can't end before this chunk is done, so its fields stand still until then.
+      const int64_t i = chunks_ - 1 - int64_t(ticket.chunks);
       body_(context_, count_ * i / chunks_, count_ * (i + 1) / chunks_);
+      left_.fetch_sub(1, std::memory_order_release);
+      word = ticket_.load(std::memory_order_acquire);
     }
   }
 
-  void work(int id, uint64_t seen) {
+  static bool open(uint64_t word) {
+    const Ticket ticket = Ticket::of(word);
+    return ticket.places > 0 && ticket.chunks > 0;
+  }
+
+  void serve() {
     for (;;) {
-      if (id >= await(&seen)) continue;  // this job asked for fewer threads
-      drain();
-      running_.fetch_sub(1, std::memory_order_release);
+      uint64_t word = await();
+      Ticket ticket = Ticket::of(word);
+      --ticket.places;
+      if (ticket_.compare_exchange_strong(word, ticket.word(), std::memory_order_acq_rel))
+        work_on(ticket.job);
     }
   }
 
-  // Waits for a new job and returns how many workers it wants. An unwanted worker may wake late, while the next
-  // job is set up: generation and count are read under the lock so that they belong to one job.
-  int await(uint64_t* seen) {
-    const auto deadline = std::chrono::steady_clock::now() + kSpin;
-    while (generation_.load(std::memory_order_acquire) == *seen) {
-      if (std::chrono::steady_clock::now() < deadline) {
-        pause();
-        continue;
-      }
-      std::unique_lock<std::mutex> lock(mutex_);
-      wake_.wait(lock, [&] { return generation_.load(std::memory_order_acquire) != *seen; });
+  // Spins, then sleeps until a job has a place.
+  uint64_t await() {
+    for (const auto deadline = Clock::now() + kSpin; Clock::now() < deadline; pause()) {
+      const uint64_t word = ticket_.load(std::memory_order_acquire);
+      if (open(word)) return word;
     }
-    std::lock_guard<std::mutex> lock(mutex_);
-    *seen = generation_.load(std::memory_order_acquire);
-    return wanted_;
+    std::unique_lock<std::mutex> lock(mutex_);
+    sleepers_.fetch_add(1);
+    uint64_t word;
+    awake_.wait(lock, [&] { return open(word = ticket_.load()); });
+    sleepers_.fetch_sub(1);
+    return word;
   }
 
-  std::mutex turn_, mutex_;
-  std::condition_variable wake_;
-  std::atomic<uint64_t> generation_{0};
-  std::atomic<int64_t> next_{0};
-  std::atomic<int> running_{0}, workers_{0};
-  int wanted_ = 0;
+  alignas(64) std::atomic<uint64_t> ticket_{0};
+  alignas(64) std::atomic<int64_t> left_{0};  // chunks not yet done
+  alignas(64) std::atomic<bool> busy_{false};
+  std::atomic<int> workers_{0}, sleepers_{0};
+  std::mutex mutex_;
+  std::condition_variable awake_;
   ChunkBody body_ = nullptr;
   const void* context_ = nullptr;
   int64_t count_ = 0, chunks_ = 0;
 };
 
-// Never destroyed: workers may outlive static destructors, and a forked child leaves its parent's pool behind.
+// Never destroyed: workers may outlive static destructors, and a forked child leaves its parent's pool
+// behind.
 std::atomic<Pool*> pool_pointer{nullptr};
 
 Pool& pool() {
@@ -136,7 +192,7 @@ Pool& pool() {
 void parallel_for(int64_t count, int64_t grain, int threads, ChunkBody body, const void* context) {
   if (count <= 0) return;
   const int64_t most = std::max<int64_t>(1, count / std::max<int64_t>(1, grain));
-  const int64_t used = std::min<int64_t>(threads, most);
+  const int64_t used = std::min<int64_t>({threads, most, kMaxWorkers + 1});
   if (used <= 1) return body(context, 0, count);
   pool().run(count, std::min(most, used * kChunksPerThread), int(used), body, context);
 }
