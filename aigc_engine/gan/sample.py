@@ -40,7 +40,7 @@ class GanSampler:
     @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint) -> GanSampler:
         """The sampler of a checkpoint of family "gan", with the defaults of its config's "sampling"."""
-        return cls(checkpoint.model, **checkpoint.config.get("sampling", {}))  # type: ignore[arg-type]
+        return cls(checkpoint.model, **checkpoint.config.get("sampling", {}))
 
     @torch.inference_mode()
     def sample(

@@ -140,7 +140,7 @@ class GanTask:
         return loss.item()
 
     def measure(self, model: nn.Module) -> dict[str, str]:
-        """What `evaluate` measures, on the weights as they are stored; nothing while there is no classifier."""
+        """What `evaluate` measures, on the weights as stored; nothing while there is no classifier."""
         if CLASSIFIER not in zoo.names():
             return {}
         sampler = GanSampler(copy.deepcopy(model).to(self.storage).float(), **self.config["sampling"])
@@ -184,9 +184,9 @@ class MLPTask(GanTask):
     """The generator sees z alone; the discriminator is told which digit that part of the latent space is for.
 
     Ten classes can't be laid out in a Gaussian without borders, and a generator left alone with that spends
-    its time blending digits. So the largest of the first ten coordinates of z names the digit: by symmetry each
-    of the ten regions has a tenth of the probability, and only training ties them to digits. The label enters
-    nowhere else. The columns of those coordinates start larger, so that the borders start narrow.
+    its time blending digits. So the largest of the first ten coordinates of z names the digit: by symmetry
+    each of the ten regions has a tenth of the probability, and only training ties them to digits. The label
+    enters nowhere else. The columns of those coordinates start larger, so that the borders start narrow.
     """
 
     recipe, peak = "digits-mlp-gan", 1e-3
@@ -206,7 +206,7 @@ class MLPTask(GanTask):
         super().__init__(data, seed, generator)
 
     def latents(self, label: Tensor) -> Tensor:
-        """z ~ N(0, I), given that coordinate `label` is the largest of the first ten: the two are exchanged."""
+        """z ~ N(0, I), given that coordinate `label` is the largest of the first ten."""
         z = super().latents(label)
         row = torch.arange(len(label))
         largest = z[:, :10].argmax(1)

@@ -39,7 +39,7 @@ class VaeSampler:
     @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint) -> VaeSampler:
         """The sampler of a checkpoint of family "vae", with the defaults of its config's "sampling"."""
-        return cls(checkpoint.model, **checkpoint.config.get("sampling", {}))  # type: ignore[arg-type]
+        return cls(checkpoint.model, **checkpoint.config.get("sampling", {}))
 
     @torch.inference_mode()
     def sample(
