@@ -25,9 +25,9 @@ CARD = {
 }
 
 
-def warmup_stable_decay(step: int, total: int, peak: float, warmup: int = 100) -> float:
-    """Learning rate of a step: up to `peak` over `warmup` steps, down to 0 over the last quarter."""
-    return peak * min(1.0, (step + 1) / warmup, 4.0 * (total - step) / total)
+def warmup_stable_decay(step: int, total: int, peak: float, decay: float, warmup: int = 100) -> float:
+    """Learning rate of a step: up to `peak` over `warmup` steps, down to 0 over the last share `decay`."""
+    return peak * min(1.0, (step + 1) / warmup, (total - step) / (decay * total))
 
 
 class DigitsTask:
@@ -38,6 +38,7 @@ class DigitsTask:
     batch: int
     peak: float
     ema: float
+    decay = 0.25
     weight_decay = 0.0
     storage = torch.float16
     config: dict[str, Any]
@@ -65,7 +66,7 @@ class DigitsTask:
     def train_step(self, step: int) -> dict[str, float]:
         optimizer = self.optimizers["model"]
         for group in optimizer.param_groups:
-            group["lr"] = warmup_stable_decay(step, self.total_steps, self.peak)
+            group["lr"] = warmup_stable_decay(step, self.total_steps, self.peak, self.decay)
         with torch.autocast("cpu", torch.bfloat16):
             loss, shown = self.loss(self.batch_of(step))
         optimizer.zero_grad()
@@ -137,7 +138,8 @@ class DiffusionTask(DigitsTask):
         Ho, Salimans, "Classifier-Free Diffusion Guidance", 2022, https://arxiv.org/abs/2207.12598
     """
 
-    recipe, total_steps, batch, peak, ema = "digits-diffusion", 8000, 64, 2e-3, 0.998
+    recipe, total_steps, batch, peak, ema = "digits-diffusion", 5500, 64, 2e-3, 0.998
+    decay = 0.1
     timesteps = 1000
     label_dropout = 0.1
 
@@ -150,7 +152,7 @@ class DiffusionTask(DigitsTask):
             "config": dataclasses.asdict(model.config),
             "schedule": {"name": "cosine", "timesteps": self.timesteps},
             "prediction": "v",
-            "sampling": {"solver": "ddim", "steps": 50, "guidance": 2.0, "spacing": "trailing"},
+            "sampling": {"solver": "ddim", "steps": 50, "guidance": 1.5, "spacing": "trailing"},
         }
         super().__init__(data, seed, model)
         alpha_bar = cosine_alpha_bar(self.timesteps)
