@@ -56,6 +56,7 @@ LINES: tuple[Line, ...] = (
     _native("linear_update", "diffusion"),
     _native("philox_normal", "random", INT64, device=frozenset({"cpu"})),
     _native("philox_uniform", "random", INT64),
+    _native("sample_token", "decode"),
 )
 
 

@@ -28,14 +28,14 @@ def bits_per_character(model: nn.Module, text: str) -> float:
     character beyond the first window is predicted from at least half a window of text.
 
     Args:
-        model: a language model with `vocabulary`, and `context` if its window is limited.
+        model: a language model with `vocabulary` and `context` (None: no limit).
         text: not empty, of characters in the vocabulary.
     Returns:
         Bits per character.
     Raises:
         ValueError: `text` is empty or has a character that the model doesn't know.
     """
-    index = {character: token for token, character in enumerate(model.vocabulary)}  # type: ignore[arg-type]
+    index = {character: token for token, character in enumerate(model.vocabulary)}
     unknown = sorted(set(text) - index.keys())
     if not text or unknown:
         raise ValueError(
@@ -43,7 +43,7 @@ def bits_per_character(model: nn.Module, text: str) -> float:
             "expected text in the model's vocabulary; replace those characters"
         )
     tokens = torch.tensor([index["\n"], *(index[character] for character in text)])
-    window = int(getattr(model, "context", STATE_WINDOW))
+    window = int(model.context or STATE_WINDOW)
     stride = window // 2
     was_training = model.training
     model.eval()

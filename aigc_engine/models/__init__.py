@@ -9,7 +9,9 @@ from torch import nn
 ARCHITECTURES: dict[str, str] = {
     "Classifier": "aigc_engine.models.classifier",
     "DCGANGenerator": "aigc_engine.models.gan",
+    "LSTM": "aigc_engine.models.lstm",
     "MLPGenerator": "aigc_engine.models.gan",
+    "Transformer": "aigc_engine.models.transformer",
     "UNet": "aigc_engine.models.unet",
     "VAE": "aigc_engine.models.vae",
 }

@@ -20,12 +20,15 @@ from torch import Tensor, nn
 ROWS = 16
 
 
-def rowwise_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`x W^T + b` on x (B, K), with the same bits for a row in every batch: computed in blocks of 16 rows."""
-    if torch.is_grad_enabled() or x.shape[0] == 0:
-        return F.linear(x, weight, bias)
+def rowwise_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, block: int = ROWS) -> Tensor:
+    """`x W^T + b` on x (B, K), with the same bits for a row in every batch: computed in blocks of 16 rows.
+
+    Another `block` does where each holds the rows of one sample.
+    """
     rows = x.shape[0]
-    blocks = F.pad(x, (0, 0, 0, -rows % ROWS)).split(ROWS)
+    if torch.is_grad_enabled() or rows == 0 or rows == block:
+        return F.linear(x, weight, bias)
+    blocks = F.pad(x, (0, 0, 0, -rows % block)).split(block)
     return torch.cat([F.linear(block, weight, bias) for block in blocks])[:rows]
 
 

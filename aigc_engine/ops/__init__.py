@@ -1,7 +1,8 @@
 """Operations: each holds its signature, docstring, validation, reference and samples (see `dispatch.op`)."""
 
 from aigc_engine.ops.activation import bias_act
+from aigc_engine.ops.decode import sample_token
 from aigc_engine.ops.diffusion import linear_update
 from aigc_engine.ops.random import philox_normal, philox_uniform
 
-__all__ = ["bias_act", "linear_update", "philox_normal", "philox_uniform"]
+__all__ = ["bias_act", "linear_update", "philox_normal", "philox_uniform", "sample_token"]

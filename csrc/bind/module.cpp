@@ -26,4 +26,5 @@ PYBIND11_MODULE(_native, m) {
   aigc::bind_activation(m);
   aigc::bind_diffusion(m);
   aigc::bind_random(m);
+  aigc::bind_decode(m);
 }

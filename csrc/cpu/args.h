@@ -21,6 +21,33 @@ struct BiasActArgs {
   int threads;
 };
 
+// A setting with one value for all rows, or one for each.
+template <class T>
+struct PerRow {
+  const T* values;  // null: `value` for all
+  T value;
+  // Forced inline: a weak copy compiled for one ISA level would be linked into the others.
+  __attribute__((always_inline)) T at(int64_t row) const { return values ? values[row] : value; }
+};
+
+constexpr int64_t kBadLogits = -1, kBadPrevious = -2;
+
+// tokens[row]: drawn from row `row` of logits (rows, vocabulary), or kBadLogits, kBadPrevious.
+struct SampleTokenArgs {
+  const void* logits;
+  const float* uniform;
+  int64_t* tokens;
+  float* scratch;  // (rows, 2, vocabulary)
+  int64_t rows, vocabulary, row_stride;
+  DType dtype;
+  PerRow<float> temperature, top_p, min_p, penalty;
+  PerRow<int64_t> top_k;
+  const int64_t* previous;  // (rows, previous_width); may be null
+  const int64_t* lengths;   // may be null
+  int64_t previous_width;
+  int threads;
+};
+
 // out (rows, count) = standard normals; row b is keyed by seeds[b].
 struct PhiloxNormalArgs {
   const int64_t* seeds;

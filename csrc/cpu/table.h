@@ -7,7 +7,8 @@
   X(bias_act, BiasActArgs)             \
   X(linear_update, LinearUpdateArgs)   \
   X(philox_normal, PhiloxNormalArgs)   \
-  X(philox_uniform, PhiloxUniformArgs)
+  X(philox_uniform, PhiloxUniformArgs) \
+  X(sample_token, SampleTokenArgs)
 
 namespace aigc {
 

@@ -1,0 +1,5 @@
+"""Autoregressive models: sampling text."""
+
+from aigc_engine.autoregressive.sample import TextSampler
+
+__all__ = ["TextSampler"]
