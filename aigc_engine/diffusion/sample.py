@@ -13,11 +13,13 @@ from aigc_engine.diffusion.arguments import Generators
 from aigc_engine.diffusion.control import Callback, Event, Monitor
 from aigc_engine.diffusion.guidance import Conditions
 from aigc_engine.diffusion.loop import BUFFERS, Denoiser, Draw, Evaluator, Run
-from aigc_engine.diffusion.schedule import Schedule
-from aigc_engine.diffusion.solver import UpdateTable, update_table
-from aigc_engine.diffusion.spacing import Spacing
-from aigc_engine.latents import seed_rows
+from aigc_engine.diffusion.schedule import Schedule, schedule_of
+from aigc_engine.diffusion.solver import Recipe, UpdateTable, update_table
+from aigc_engine.diffusion.spacing import Spacing, spacing_of
+from aigc_engine.latents import count, integer, seed_rows
+from aigc_engine.models.unet import UNet
 from aigc_engine.ops import linear_update, philox_normal
+from aigc_engine.zoo import Checkpoint
 
 
 @torch.no_grad()
@@ -141,3 +143,150 @@ def _starting_state(
         return linear_update([noise], table.init_scale[:, None])
     scales = torch.stack([table.start_scale, table.init_scale], dim=1)
     return linear_update([start[order].float(), noise], scales)
+
+
+class DiffusionSampler:
+    """Images from a class-conditional denoiser, with the defaults it was trained for.
+
+    A row is a function of its own seed, label and options: n samples with `seed=s` equal n single calls with
+    seeds s, s + 1, ... bit for bit, in one batch. The sampler keeps no state: threads may share it.
+
+    References:
+        J. Ho et al., "Denoising Diffusion Probabilistic Models", 2020, https://arxiv.org/abs/2006.11239
+        J. Ho, T. Salimans, "Classifier-Free Diffusion Guidance", 2022, https://arxiv.org/abs/2207.12598
+
+    Args:
+        model: UNet(x, t, label), put into eval mode; its weights are shared, not copied. Label `null_label`
+            stands for no class.
+        schedule, prediction: what it was trained on.
+        solver, steps, guidance, spacing: taken where a call names none.
+    """
+
+    def __init__(
+        self,
+        model: UNet,
+        *,
+        schedule: str | Schedule = "linear",
+        prediction: str | None = None,
+        solver: str = "dpmpp_2m",
+        steps: int = 20,
+        guidance: float = 1.0,
+        spacing: str | Spacing | None = None,
+    ) -> None:
+        if not isinstance(model, UNet):
+            raise TypeError(
+                f"DiffusionSampler: model {type(model).__name__}, expected a UNet; "
+                "aigc_engine.sample takes any denoiser"
+            )
+        self.model = model.eval()
+        config = model.config
+        self.image_shape = (config.channels, config.image_size, config.image_size)
+        self.num_classes = config.num_classes
+        self.schedule = schedule_of(schedule)
+        self.prediction = prediction or self.schedule.default_prediction
+        self.solver, self.steps, self.guidance = solver, steps, guidance
+        self.spacing = spacing_of(spacing)
+        self._recipe(solver, steps, guidance)  # bad defaults raise now
+
+    def _recipe(self, solver: str, steps: int, guidance: float) -> Recipe:
+        return Recipe(solver, steps, self.schedule, self.prediction, self.spacing, guidance=guidance)
+
+    @classmethod
+    def from_checkpoint(cls, checkpoint: Checkpoint) -> DiffusionSampler:
+        """The sampler of a checkpoint of family "diffusion".
+
+        Its config.json has "schedule" ({"name", "timesteps"}), "prediction", and the defaults "sampling".
+
+        Raises:
+            ValueError: one is missing or names what doesn't exist.
+        """
+        config = checkpoint.config
+        try:
+            schedule = schedule_of(config["schedule"]["name"], config["schedule"]["timesteps"])
+            defaults = {"prediction": config["prediction"], **config["sampling"]}
+            return cls(checkpoint.model, schedule=schedule, **defaults)
+        except (KeyError, TypeError) as error:
+            raise ValueError(
+                f"load: config of {checkpoint.name!r} has no usable schedule, prediction and sampling "
+                f"({error}); use the config.json saved with these weights"
+            ) from None
+
+    def sample(
+        self,
+        n: int | None = None,
+        *,
+        seed: int | Sequence[int] = 0,
+        label: int | Sequence[int] | Tensor | None = None,
+        steps: int | Sequence[int] | None = None,
+        solver: str | Sequence[str] | None = None,
+        guidance: float | Sequence[float] | None = None,
+        spacing: str | Spacing | None = None,
+        eta: float | Sequence[float] = 0.0,
+        start: Tensor | None = None,
+        strength: float | Sequence[float] | None = None,
+        callback: Callback | None = None,
+        progress: bool = False,
+        cancel: Event | None = None,
+    ) -> Tensor:
+        """Samples n images.
+
+        Args:
+            n: number of images, >= 1; None takes as many as seed or label has, else one.
+            seed: int, rows take seed, seed + 1, ...; or n seeds.
+            label: class of all, or n classes, in [0, num_classes); None samples without a class.
+            steps, solver, guidance, spacing: as in `sample`; None takes the sampler's own. Without a label
+                guidance has nothing to do.
+            eta, start, strength, callback, progress, cancel: as in `sample`.
+
+        Returns:
+            (n, C, H, W) float32, clamped to [-1, 1].
+
+        Raises:
+            TypeError, ValueError: naming the argument.
+            RuntimeError: NaN or Inf, naming evaluation and row.
+            Cancelled: by callback or cancel.
+        """
+        n = self._count(n, seed, label)
+        null = torch.full((n,), self.model.null_label)
+        labels = null if label is None else self._labels(label, n)
+        if guidance is None:
+            guidance = self.guidance
+        images = sample(
+            self.model,
+            (n, *self.image_shape),
+            solver=self.solver if solver is None else solver,
+            steps=self.steps if steps is None else steps,
+            seed=seed,
+            schedule=self.schedule,
+            prediction=self.prediction,
+            spacing=self.spacing if spacing is None else spacing,
+            eta=eta,
+            guidance=1.0 if label is None else guidance,
+            cond=labels,
+            uncond=null,
+            start=start,
+            strength=strength,
+            callback=callback,
+            progress=progress,
+            cancel=cancel,
+        )
+        return images.clamp_(-1.0, 1.0)
+
+    @staticmethod
+    def _count(n: int | None, seed: Any, label: Any) -> int:
+        """n, or the length of what is given per row."""
+        if n is not None:
+            return count("sample", "n", n)
+        for given in (seed, label):
+            if isinstance(given, (list, tuple)) or (isinstance(given, Tensor) and given.ndim == 1):
+                return max(1, len(given))
+        return 1
+
+    def _labels(self, label: int | Sequence[int] | Tensor, n: int) -> Tensor:
+        classes = [integer("sample", "label", value) for value in arguments.per_row("label", label, n)]
+        wrong = [value for value in classes if not 0 <= value < self.num_classes]
+        if wrong:
+            raise ValueError(
+                f"sample: label {wrong[0]}, expected 0 to {self.num_classes - 1}, or None for none"
+            )
+        return torch.tensor(classes)

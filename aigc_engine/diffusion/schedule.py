@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar, Protocol
+from typing import ClassVar, TypeAlias
 
 import numpy as np
 import torch
@@ -42,17 +42,6 @@ class Grid:
 
     def __len__(self) -> int:
         return len(self.t)
-
-
-class Schedule(Protocol):
-    """What the solvers need to know of a schedule."""
-
-    @property
-    def default_prediction(self) -> str:
-        """What models trained on it usually predict."""
-
-    def grid(self, steps: int, spacing: Spacing, convention: Convention) -> Grid:
-        """Nodes of a run of `steps` steps."""
 
 
 def beta_schedule(name: str, T: int, beta_start: float = 1e-4, beta_end: float = 0.02) -> Array:
@@ -302,13 +291,14 @@ class EDM:
         return Grid(t, alpha, alpha * level, alpha_next, alpha_next * following, init_scale=start)
 
 
+Schedule: TypeAlias = VP | Flow | EDM
 SCHEDULES = (*BETAS, "flow", "edm")
 
 
-def schedule_of(value: str | Schedule) -> Schedule:
+def schedule_of(value: str | Schedule, T: int = 1000) -> Schedule:
     """A schedule from its name ("linear", "scaled_linear", "cosine", "flow", "edm") or from itself.
 
-    "scaled_linear" has the ends of Stable Diffusion, 0.00085 and 0.012.
+    "scaled_linear" has the ends of Stable Diffusion, 0.00085 and 0.012. T goes with a name.
 
     Raises:
         ValueError: unknown name.
@@ -321,8 +311,8 @@ def schedule_of(value: str | Schedule) -> Schedule:
     if value not in SCHEDULES:
         raise ValueError(f"sample: schedule {value!r}, expected one of {SCHEDULES} or VP, Flow, EDM")
     if value == "scaled_linear":
-        return VP(value, beta_start=0.00085, beta_end=0.012)
-    return VP(value) if value in BETAS else Flow() if value == "flow" else EDM()
+        return VP(value, T, beta_start=0.00085, beta_end=0.012)
+    return VP(value, T) if value in BETAS else Flow(T=T) if value == "flow" else EDM()
 
 
 def _unit_variance(level: Array) -> tuple[Array, Array]:
