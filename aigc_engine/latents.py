@@ -58,6 +58,27 @@ def seed_rows(name: str, n: int | None, seed: Any) -> Tensor:
     return torch.tensor(rows, dtype=torch.int64)
 
 
+def label_rows(name: str, seeds: Tensor, label: Any, num_classes: int) -> Tensor:
+    """Classes (n,) int64 of n samples: one for all, one each, or for None seed modulo num_classes."""
+    if label is None:
+        return seeds.remainder(num_classes)
+    if isinstance(label, Tensor):
+        label = label.tolist()
+    if not isinstance(label, Sequence) or isinstance(label, str):
+        label = [label] * len(seeds)
+    labels = [integer(name, "label", value) for value in label]
+    if len(labels) != len(seeds):
+        raise ValueError(
+            f"{name}: label has {len(labels)} entries, expected {len(seeds)}; give one per image"
+        )
+    for value in labels:
+        if not 0 <= value < num_classes:
+            raise ValueError(
+                f"{name}: label {value}, expected 0 to {num_classes - 1}; choose a class of the model"
+            )
+    return torch.tensor(labels, dtype=torch.int64)
+
+
 def checked_truncation(name: str, truncation: Any) -> float:
     """The truncation psi as a float, finite and above 0."""
     if isinstance(truncation, bool) or not isinstance(truncation, (int, float)):

@@ -65,6 +65,34 @@ def test_samples_decode_the_normals_of_their_seeds(sampler):
         assert torch.equal(sampler.reconstruct(pictures(3)), sampler.model(pictures(3)))
 
 
+def test_labels_choose_the_gaussian_that_the_noise_is_shaped_by(sampler):
+    model = VAE()
+    generator = torch.Generator().manual_seed(0)
+    means = torch.randn(500, 16, generator=generator) + torch.arange(500)[:, None] % 10
+    model.fit_classes(means, torch.arange(500) % 10)
+    shaped = VaeSampler(model.requires_grad_(False))
+    noise = philox_normal(torch.tensor([5, 5]), (16,))
+    z = model.class_mean[[3, 8]] + 0.5 * (model.class_scale[[3, 8]] @ noise[:, :, None])[:, :, 0]
+    got = shaped.sample(seed=[5, 5], label=[3, 8], truncation=0.5)
+    torch.testing.assert_close(got, model.decode(z))
+    assert torch.equal(shaped.sample(seed=13), shaped.sample(seed=13, label=3))
+    whole = shaped.sample(33, seed=4)
+    for n in (1, 2, 3, 5, 8):
+        assert torch.equal(shaped.sample(n, seed=4), whole[:n])
+
+
+def test_classes_are_fitted_to_their_means_and_covariances():
+    model = VAE()
+    generator = torch.Generator().manual_seed(0)
+    scale = torch.randn(16, 16, generator=generator)
+    rows = torch.randn(20_000, 16, generator=generator) @ scale.T + 3.0
+    model.fit_classes(rows, torch.arange(20_000) % 10)
+    torch.testing.assert_close(model.class_mean[4], rows[4::10].mean(0), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        model.class_scale[4] @ model.class_scale[4].T, torch.cov(rows[4::10].T), rtol=1e-3, atol=1e-3
+    )
+
+
 def test_interpolation_between_seeds_and_images_ends_where_it_should(sampler):
     a, b = pictures(2)
     path = sampler.interpolate(a, b, 5)
@@ -99,6 +127,9 @@ def test_threads_sharing_a_sampler_get_what_one_would(sampler):
         ({"seed": 1.5}, TypeError, "seed 1.5, expected an int"),
         ({"n": 3, "seed": [1, 2]}, ValueError, "seed has 2 entries, expected n = 3"),
         ({"truncation": float("inf")}, ValueError, "truncation inf, expected finite and above 0"),
+        ({"label": 10}, ValueError, "label 10, expected 0 to 9"),
+        ({"label": [1, 2]}, ValueError, "label has 2 entries, expected 1"),
+        ({"label": "3"}, TypeError, "label '3', expected an int"),
         ({"batch_size": -1}, ValueError, "batch_size -1, expected at least 1"),
     ],
 )

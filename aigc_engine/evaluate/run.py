@@ -15,7 +15,7 @@ from aigc_engine import zoo
 from aigc_engine.evaluate import metrics
 from aigc_engine.evaluate.held_out import halves, held_out_digits
 from aigc_engine.evaluate.text import bits_per_character, held_out_text
-from aigc_engine.load import load
+from aigc_engine.load import sampler_of
 from aigc_engine.zoo import Checkpoint
 
 CLASSIFIER = "digits-classifier"
@@ -201,4 +201,4 @@ def measure(checkpoint: Checkpoint, *, samples: int = 2000, seed: int = 0) -> It
 
 
 def _sampler(checkpoint: Checkpoint) -> Any:
-    return load(checkpoint.path)
+    return sampler_of(checkpoint)

@@ -110,23 +110,7 @@ class GanSampler:
             if label is not None:
                 raise ValueError(f"{name}: label {label!r}, expected None (no classes); leave it out")
             return None
-        if label is None:
-            return seeds.remainder(self.num_classes)
-        if isinstance(label, Tensor):
-            label = label.tolist()
-        if not isinstance(label, Sequence) or isinstance(label, str):
-            label = [label] * len(seeds)
-        labels = [latents.integer(name, "label", value) for value in label]
-        if len(labels) != len(seeds):
-            raise ValueError(
-                f"{name}: label has {len(labels)} entries, expected {len(seeds)}; give one per image"
-            )
-        for value in labels:
-            if not 0 <= value < self.num_classes:
-                raise ValueError(
-                    f"{name}: label {value}, expected 0 to {self.num_classes - 1}; choose such a class"
-                )
-        return torch.tensor(labels, dtype=torch.int64)
+        return latents.label_rows(name, seeds, label, self.num_classes)
 
     def _images(
         self, name: str, z: Tensor, labels: Tensor | None, batch_size: int | None, progress: bool

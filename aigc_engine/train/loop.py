@@ -86,13 +86,14 @@ def run(
         return Result(False, step, out, message)
     # What is measured is what a reader of the file gets: the weights after rounding to their storage type.
     model = average.model.to(task.storage).float()
+    metrics = task.measure(model)
     zoo.save(
         out,
         model,
         task.config,
         storage=task.storage,
         card={**task.card, "Recipe": task.recipe, "Seed": str(task.seed), "Steps": str(step)},
-        metrics=task.measure(model),
+        metrics=metrics,
     )
     (out / STATE_FILE).unlink(missing_ok=True)
     return Result(True, step, out, f"trained {task.recipe} for {step} steps; the model is in {out}")

@@ -34,7 +34,10 @@ class Task(Protocol):
         ...
 
     def measure(self, model: nn.Module) -> dict[str, str]:
-        """Measure the finished model (`exported` with the averaged weights, eval mode) for the card."""
+        """Measure the finished model (`exported` with the averaged weights, eval mode) for the card.
+
+        What is computed from the finished weights, and not trained, is put into the model first.
+        """
         ...
 
 

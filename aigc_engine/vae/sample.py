@@ -13,7 +13,7 @@ from aigc_engine.zoo import Checkpoint
 
 
 class VaeSampler:
-    """Images decode(z), z ~ truncation * N(0, I), and reconstructions decode(mean of q(z | x)).
+    """Images decode(z), z ~ N(mean_label, truncation^2 cov_label); reconstructions decode(mean of q(z | x)).
 
     A row is a function of its own seed or image: n samples with `seed=s` equal n single calls with seeds
     s, s + 1, ... bit for bit, in one batch. The sampler keeps no state: threads may share it.
@@ -23,7 +23,7 @@ class VaeSampler:
 
     Args:
         model: put into eval mode; its weights are shared, not copied.
-        truncation: scale of z where the call names none, finite and above 0.
+        truncation: scale of the noise where the call names none, finite and above 0.
     """
 
     def __init__(self, model: VAE, *, truncation: float = 1.0) -> None:
@@ -33,6 +33,7 @@ class VaeSampler:
             )
         self.model = model.eval()
         self.latent_dim = model.config.latent
+        self.num_classes = model.config.num_classes
         self.image_shape = (model.config.channels, model.config.image_size, model.config.image_size)
         self.truncation = latents.checked_truncation("VaeSampler", truncation)
 
@@ -47,6 +48,7 @@ class VaeSampler:
         n: int | None = None,
         *,
         seed: int | Sequence[int] = 0,
+        label: int | Sequence[int] | None = None,
         truncation: float | None = None,
         batch_size: int | None = None,
         progress: bool = False,
@@ -56,7 +58,9 @@ class VaeSampler:
         Args:
             n: number of images, >= 1; None takes one for an int seed, one per seed for a sequence.
             seed: int in [-2^63, 2^63 - n], rows take seed, seed + 1, ...; or n seeds.
-            truncation: scale psi > 0 of z; None takes the sampler's own.
+            label: class of all images, or n classes; None takes seed modulo num_classes in each row, so that
+                consecutive seeds go through the classes.
+            truncation: scale psi > 0 of the noise around the mean of its class; None takes the sampler's own.
             batch_size: images per pass, >= 1; None takes all in one. It changes no bit.
             progress: draw a progress bar on stderr.
         Returns:
@@ -66,7 +70,7 @@ class VaeSampler:
         """
         name = "VaeSampler.sample"
         psi = self.truncation if truncation is None else truncation
-        z = latents.draw(name, latents.seed_rows(name, n, seed), self.latent_dim, psi)
+        z = self._latents(name, latents.seed_rows(name, n, seed), label, psi)
         return self._decode(name, z, batch_size, progress)
 
     @torch.inference_mode()
@@ -109,7 +113,11 @@ class VaeSampler:
                 )
             return self._encode(name, argument, end[None], None)[0]
         seeds = latents.seed_rows(name, 1, latents.integer(name, argument, end))
-        return latents.draw(name, seeds, self.latent_dim, self.truncation)[0]
+        return self._latents(name, seeds, None, self.truncation)[0]
+
+    def _latents(self, name: str, seeds: Tensor, label: object, psi: float) -> Tensor:
+        labels = latents.label_rows(name, seeds, label, self.num_classes)
+        return self.model.latents(latents.draw(name, seeds, self.latent_dim, psi), labels)
 
     def _encode(self, name: str, argument: str, images: Tensor, batch_size: int | None) -> Tensor:
         if not isinstance(images, Tensor) or not images.is_floating_point():
