@@ -44,17 +44,17 @@ def bits_per_character(model: nn.Module, text: str) -> float:
         )
     tokens = torch.tensor([index["\n"], *(index[character] for character in text)])
     window = int(model.context or STATE_WINDOW)
-    stride = window // 2
+    hop = window // 2
     was_training = model.training
     model.eval()
     total = _nats(model, tokens[None, : window + 1], 0)
-    starts = list(range(stride, len(tokens) - 1 - stride, stride))
+    starts = range(hop, len(tokens) - 1 - window + hop, hop)
     whole = [start for start in starts if start + window < len(tokens)]
     for i in range(0, len(whole), WINDOWS_PER_CALL):
         rows = [tokens[start : start + window + 1] for start in whole[i : i + WINDOWS_PER_CALL]]
-        total += _nats(model, torch.stack(rows), stride)
+        total += _nats(model, torch.stack(rows), window - hop)
     for start in starts[len(whole) :]:
-        total += _nats(model, tokens[None, start:], stride)
+        total += _nats(model, tokens[None, start:], window - hop)
     model.train(was_training)
     return total / math.log(2) / len(text)
 

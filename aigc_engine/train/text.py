@@ -106,7 +106,7 @@ class TextTask:
             "Data": f"{len(text):,} characters of the King James Version, one verse a line, from the Debian "
             f"package bible-kjv; {len(self.held_out):,} (the last 25 of every 1,000 verses) are held out",
             "Licence": "the text (1611) is in the public domain; the weights have the package's licence",
-            "Made by": f"`aigc-engine train {recipe} --data kjv.txt`; get it with `apt-get install bible-kjv`, "
+            "Made by": f"`aigc-engine train {recipe} --data kjv.txt`; kjv.txt: `apt-get install bible-kjv`, "
             "`bible -f 'Gen1:1-Rev22:21' | sed -E 's/^[0-9A-Za-z]+:[0-9]+ //' > kjv.txt`",
             "Training": f"{settings.batch} windows of {settings.length} characters a step, "
             f"{'Muon and AdamW' if settings.matrix_rate else 'AdamW'}, bfloat16 autocast",
