@@ -37,8 +37,6 @@ Row<T> row_of(const LinearUpdateArgs& a, int64_t b) {
   return row;
 }
 
-AIGC_INLINE IVec larger(IVec a, IVec b) { return a > b ? a : b; }
-
 // Elements [first, last) of a row with J terms, the last of which is `noise` when Noisy. Returns each lane's
 // largest magnitude, as bits: those of NaN and infinity are the largest of all.
 //
@@ -52,7 +50,7 @@ IVec run(const Row<T> row, const float* noise, int64_t first, int64_t last) {
       return Noisy && j == J - 1 ? load(noise + (i - first)) : load(row.terms[j] + i);
     });
     store(row.out + i, v);
-    worst = larger(worst, IVec(v) & 0x7FFFFFFF);
+    worst = vmax(worst, IVec(v) & 0x7FFFFFFF);
   }
   if (i < last) {
     const int n = int(last - i);
@@ -60,7 +58,7 @@ IVec run(const Row<T> row, const float* noise, int64_t first, int64_t last) {
       return Noisy && j == J - 1 ? load_n(noise + (i - first), n) : load_n(row.terms[j] + i, n);
     });
     store_n(row.out + i, v, n);
-    worst = larger(worst, IVec(v) & 0x7FFFFFFF);
+    worst = vmax(worst, IVec(v) & 0x7FFFFFFF);
   }
   return worst;
 }
@@ -104,7 +102,7 @@ IVec run_noisy(Row<T>& row, const LinearUpdateArgs& a, int64_t b, int64_t first,
       normals(keys, uint64_t(a.streams[b]), uint64_t((i + k) / kNormals), z);
       for (int v = 0; v < 4; ++v) store(noise + k + v * kLanes, z[v]);
     }
-    worst = larger(worst, run<true>(row, noise, i, end));
+    worst = vmax(worst, run<true>(row, noise, i, end));
   }
   return worst;
 }

@@ -1,8 +1,8 @@
-// Sixteen float lanes on every ISA level.
+// Sixteen 32-bit lanes on every ISA level.
 //
-// The compiler lowers these GCC/Clang vectors to one zmm, two ymm, four xmm or four NEON registers. Lane count,
-// lane order and rounding (multiply and add, never fused) are the same everywhere, so a kernel gives the same
-// bits on every level; only its speed differs. Included inside kernel sources, which are compiled once per level.
+// A value is one zmm, two ymm, four xmm or four NEON registers, each a GCC/Clang vector. Lane count, lane
+// order and rounding (multiply and add, never fused) are the same everywhere, so a kernel gives the same bits
+// on every level; only its speed differs. Included inside kernel sources, which are compiled once per level.
 #pragma once
 
 #include <cstdint>
@@ -10,25 +10,188 @@
 
 #include "cpu/args.h"
 
+#if defined(__x86_64__)
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // GCC 12 about its own header's undefined registers
+#include <immintrin.h>
+#pragma GCC diagnostic pop
+#endif
+
 namespace aigc::AIGC_ISA {
 
-#define AIGC_INLINE static inline __attribute__((always_inline))
+#define AIGC_MEMBER inline __attribute__((always_inline))
+#define AIGC_INLINE static AIGC_MEMBER
+
+// The widest register of the level; a wider vector the compiler would keep in memory. AIGC_WIDE names an
+// intrinsic of that width, for what vectors lack or what is lowered badly.
+#if defined(__AVX512F__)
+constexpr int kRegisterBytes = 64;
+#define AIGC_WIDE(operation) _mm512_##operation
+#elif defined(__AVX2__)
+constexpr int kRegisterBytes = 32;
+#define AIGC_WIDE(operation) _mm256_##operation
+#else
+constexpr int kRegisterBytes = 16;
+#if defined(__x86_64__)
+#define AIGC_WIDE(operation) _mm_##operation
+#endif
+#endif
 
 constexpr int kLanes = 16;
-typedef float Vec __attribute__((vector_size(64)));
-typedef int32_t IVec __attribute__((vector_size(64)));
-typedef uint32_t UVec __attribute__((vector_size(64)));
-typedef uint16_t HVec __attribute__((vector_size(32)));
+constexpr int kBytes = kLanes * 4;
+constexpr int kParts = kBytes / kRegisterBytes;
 
-AIGC_INLINE Vec splat(float value) { return Vec{} + value; }
+template <class T>
+struct Lanes {
+  typedef T Part __attribute__((vector_size(kRegisterBytes)));
+  Part part[kParts];
 
-AIGC_INLINE Vec load(const float* p) {
-  Vec v;
-  std::memcpy(&v, p, sizeof v);
+  Lanes() = default;
+
+  // The same bits in another type.
+  template <class U>
+  AIGC_MEMBER explicit Lanes(Lanes<U> bits) {
+    for (int i = 0; i < kParts; ++i) part[i] = Part(bits.part[i]);
+  }
+
+  AIGC_MEMBER T operator[](int lane) const {
+    T lanes[kBytes / sizeof(T)];
+    std::memcpy(lanes, part, sizeof lanes);
+    return lanes[lane];
+  }
+};
+using Vec = Lanes<float>;
+using IVec = Lanes<int32_t>;
+using UVec = Lanes<uint32_t>;
+using QVec = Lanes<uint64_t>;  // eight of them
+
+template <class T>
+AIGC_INLINE Lanes<T> fill(T value) {
+  Lanes<T> v;
+  for (auto& part : v.part) part = typename Lanes<T>::Part{} + value;
   return v;
 }
 
-AIGC_INLINE void store(float* p, Vec v) { std::memcpy(p, &v, sizeof v); }
+AIGC_INLINE Vec splat(float value) { return fill(value); }
+
+// Lets the scalar operand convert to the lanes' type.
+template <class T>
+struct Scalar {
+  using type = T;
+};
+
+#define AIGC_BINARY(op)                                                      \
+  template <class T>                                                         \
+  AIGC_INLINE Lanes<T> operator op(Lanes<T> a, Lanes<T> b) {                 \
+    for (int i = 0; i < kParts; ++i) a.part[i] = a.part[i] op b.part[i];     \
+    return a;                                                                \
+  }                                                                          \
+  template <class T>                                                         \
+  AIGC_INLINE Lanes<T> operator op(Lanes<T> a, typename Scalar<T>::type b) { \
+    for (auto& part : a.part) part = part op b;                              \
+    return a;                                                                \
+  }
+AIGC_BINARY(+)
+AIGC_BINARY(-)
+AIGC_BINARY(*)
+AIGC_BINARY(/)
+AIGC_BINARY(&)
+AIGC_BINARY(|)
+AIGC_BINARY(^)
+#undef AIGC_BINARY
+
+// All ones where true, zero where false.
+#define AIGC_COMPARE(op)                                                    \
+  template <class T>                                                        \
+  AIGC_INLINE IVec operator op(Lanes<T> a, Lanes<T> b) {                    \
+    IVec mask;                                                              \
+    for (int i = 0; i < kParts; ++i) mask.part[i] = a.part[i] op b.part[i]; \
+    return mask;                                                            \
+  }
+AIGC_COMPARE(<)
+AIGC_COMPARE(>)
+AIGC_COMPARE(==)
+#undef AIGC_COMPARE
+
+template <class T>
+AIGC_INLINE Lanes<T> operator-(Lanes<T> a) {
+  for (auto& part : a.part) part = -part;
+  return a;
+}
+
+template <class T>
+AIGC_INLINE Lanes<T> operator~(Lanes<T> a) {
+  for (auto& part : a.part) part = ~part;
+  return a;
+}
+
+template <class T>
+AIGC_INLINE Lanes<T> operator<<(Lanes<T> a, int bits) {
+  for (auto& part : a.part) part = part << bits;
+  return a;
+}
+
+template <class T>
+AIGC_INLINE Lanes<T> operator>>(Lanes<T> a, int bits) {
+  for (auto& part : a.part) part = part >> bits;
+  return a;
+}
+
+template <class T>
+AIGC_INLINE Lanes<T> select(IVec mask, Lanes<T> a, Lanes<T> b) {
+  for (int i = 0; i < kParts; ++i) a.part[i] = mask.part[i] ? a.part[i] : b.part[i];
+  return a;
+}
+
+// The same numbers in another type: uint32 and int32 to float round to nearest even, float to int32
+// truncates.
+template <class To, class From>
+AIGC_INLINE To convert(From from) {
+  To to;
+  for (int i = 0; i < kParts; ++i) to.part[i] = __builtin_convertvector(from.part[i], typename To::Part);
+  return to;
+}
+
+// The larger, or smaller; b where either is NaN.
+template <class T>
+AIGC_INLINE Lanes<T> vmax(Lanes<T> a, Lanes<T> b) {
+  return select(a > b, a, b);
+}
+
+template <class T>
+AIGC_INLINE Lanes<T> vmin(Lanes<T> a, Lanes<T> b) {
+  return select(a < b, a, b);
+}
+
+#ifdef AIGC_WIDE
+AIGC_INLINE Vec vmax(Vec a, Vec b) {
+  for (int i = 0; i < kParts; ++i) a.part[i] = AIGC_WIDE(max_ps)(a.part[i], b.part[i]);
+  return a;
+}
+
+AIGC_INLINE Vec vmin(Vec a, Vec b) {
+  for (int i = 0; i < kParts; ++i) a.part[i] = AIGC_WIDE(min_ps)(a.part[i], b.part[i]);
+  return a;
+}
+#endif
+
+// Sixteen values in memory order, as they are. Part by part: a copy of the whole would go through the stack.
+template <class L>
+AIGC_INLINE L load_bits(const void* p) {
+  L v;
+  for (int i = 0; i < kParts; ++i)
+    std::memcpy(&v.part[i], static_cast<const char*>(p) + i * kRegisterBytes, kRegisterBytes);
+  return v;
+}
+
+template <class T>
+AIGC_INLINE void store_bits(void* p, Lanes<T> v) {
+  for (int i = 0; i < kParts; ++i)
+    std::memcpy(static_cast<char*>(p) + i * kRegisterBytes, &v.part[i], kRegisterBytes);
+}
+
+AIGC_INLINE Vec load(const float* p) { return load_bits<Vec>(p); }
+AIGC_INLINE void store(float* p, Vec v) { store_bits(p, v); }
 
 // bfloat16 is the upper half of a float; storing rounds to nearest even and keeps NaN a NaN.
 AIGC_INLINE float to_float(uint16_t h) {
@@ -45,19 +208,35 @@ AIGC_INLINE uint16_t to_bf16(float f) {
   return uint16_t((bits + 0x7fffu + ((bits >> 16) & 1)) >> 16);
 }
 
+typedef uint16_t HalfPart __attribute__((vector_size(kRegisterBytes / 2)));
+
 AIGC_INLINE Vec load(const uint16_t* p) {
-  HVec h;
-  std::memcpy(&h, p, sizeof h);
-  return Vec(__builtin_convertvector(h, UVec) << 16);
+  UVec bits;
+  for (int i = 0; i < kParts; ++i) {
+    HalfPart half;
+    std::memcpy(&half, p + i * (kLanes / kParts), sizeof half);
+#if defined(__AVX512F__)  // GCC 12 widens half a register at a time
+    bits.part[i] = UVec::Part(_mm512_cvtepu16_epi32(__m256i(half)));
+#else
+    bits.part[i] = __builtin_convertvector(half, UVec::Part);
+#endif
+  }
+  return Vec(bits << 16);
+}
+
+// Rounded to bfloat16, in the upper half of each lane.
+AIGC_INLINE UVec round_bf16(Vec v) {
+  const UVec bits(v);
+  const UVec rounded = bits + 0x7fffu + ((bits >> 16) & 1u);
+  return select(v == v, rounded, bits | 0x400000u);
 }
 
 AIGC_INLINE void store(uint16_t* p, Vec v) {
-  UVec bits = UVec(v);
-  UVec rounded = (bits + 0x7fffu + ((bits >> 16) & 1)) >> 16;
-  UVec nan = (bits >> 16) | 0x40u;
-  UVec is_nan = UVec((bits & 0x7fffffffu) > 0x7f800000u);
-  HVec h = __builtin_convertvector((is_nan & nan) | (~is_nan & rounded), HVec);
-  std::memcpy(p, &h, sizeof h);
+  const UVec bits = round_bf16(v) >> 16;
+  for (int i = 0; i < kParts; ++i) {
+    const HalfPart half = __builtin_convertvector(bits.part[i], HalfPart);
+    std::memcpy(p + i * (kLanes / kParts), &half, sizeof half);
+  }
 }
 
 AIGC_INLINE float to_float(float f) { return f; }
@@ -79,10 +258,6 @@ AIGC_INLINE void store_n(T* p, Vec v, int n) {
   for (int i = 0; i < n; ++i) p[i] = lanes[i];
 }
 
-AIGC_INLINE Vec select(IVec mask, Vec a, Vec b) { return Vec((mask & IVec(a)) | (~mask & IVec(b))); }
-AIGC_INLINE Vec vmax(Vec a, Vec b) { return select(a > b, a, b); }
-AIGC_INLINE Vec vmin(Vec a, Vec b) { return select(a < b, a, b); }
-
 // Fixed tree: lanes 8 apart, then 4, 2, 1.
 AIGC_INLINE float sum(Vec v) {
   float a[kLanes];
@@ -92,12 +267,13 @@ AIGC_INLINE float sum(Vec v) {
   return a[0];
 }
 
-// e^x by 2^n * p(r), r = x - n ln 2 in [-ln2/2, ln2/2], p the degree-6 Taylor-like minimax polynomial (Cephes expf).
-// At most 2 ULP on [-87.3, 88.3]; below it gives the smallest normal times p, above it saturates near FLT_MAX.
+// e^x by 2^n p(r), r = x - n ln 2 in [-ln2/2, ln2/2], p the degree-6 Taylor-like minimax polynomial (Cephes
+// expf). At most 2 ULP on [-87.3, 88.3]; below it gives the smallest normal times p, above it saturates near
+// FLT_MAX.
 AIGC_INLINE Vec vexp(Vec x) {
-  Vec clamped = vmin(vmax(x, splat(-87.33654f)), splat(88.37626f));
-  Vec shifted = clamped * 1.44269504088896341f + 12582912.0f;  // 1.5 * 2^23 rounds to an integer
-  Vec n = shifted - 12582912.0f;
+  const Vec clamped = vmin(splat(88.37626f), vmax(splat(-87.33654f), x));
+  const Vec shifted = clamped * 1.44269504088896341f + 12582912.0f;  // 1.5 * 2^23 rounds to an integer
+  const Vec n = shifted - 12582912.0f;
   Vec r = clamped - n * 0.693359375f;
   r = r - n * -2.12194440e-4f;
   Vec p = splat(1.9875691500e-4f);
@@ -107,12 +283,15 @@ AIGC_INLINE Vec vexp(Vec x) {
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * (r * r) + r + 1.0f;
-  IVec exponent = (__builtin_convertvector(n, IVec) + 127) << 23;
-  Vec result = p * Vec(exponent);
-  return select(x == x, result, x);
+  return p * Vec((UVec(shifted) << 23) + 0x3f800000u);  // the low bits of `shifted` are n
 }
 
 AIGC_INLINE Vec vsigmoid(Vec x) { return splat(1.0f) / (vexp(-x) + 1.0f); }
-AIGC_INLINE Vec vsilu(Vec x) { return x / (vexp(-x) + 1.0f); }
+
+// Below -88, where e^-x saturates, the result is that at -88: -4e-37, as good as zero.
+AIGC_INLINE Vec vsilu(Vec x) {
+  const Vec bounded = vmax(splat(-88.0f), x);
+  return bounded / (vexp(-bounded) + 1.0f);
+}
 
 }  // namespace aigc::AIGC_ISA
