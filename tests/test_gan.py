@@ -34,6 +34,7 @@ MODELS = {
     ),
     "dcgan_classless": lambda: DCGANGenerator(num_classes=None, widths=(16, 17)),
     "mlp": lambda: MLPGenerator(),
+    "mlp_mixture": lambda: MLPGenerator(components=10),
     "mlp_odd": lambda: MLPGenerator(latent_dim=5, widths=(33, 17), image_shape=(3, 5, 7)),
 }
 
@@ -80,6 +81,19 @@ def test_folding_keeps_the_function(model):
     assert want.abs().mean() < 0.95  # and not saturated
     assert got.shape == (9, *model.image_shape)
     torch.testing.assert_close(got, want, rtol=0, atol=2e-5)
+
+
+def test_the_mixture_sees_which_coordinate_is_largest_and_nothing_else_of_the_first():
+    model = randomised(MLPGenerator(components=10))
+    z = torch.randn(6, 64, generator=torch.Generator().manual_seed(1))
+    z[:, :10] = 0.01 * z[:, :10]
+    z[:, 4] = 1.0
+    other = z.clone()
+    other[:, :10] = 3.0 * z[:, :10] - 1.0
+    with torch.inference_mode():
+        for generate in (model, fold(model)):
+            assert torch.equal(generate(z, None), generate(other, None))
+            assert not torch.equal(generate(z, None), generate(z.roll(1, 1), None))
 
 
 def test_fold_copies_the_weights(model):

@@ -13,13 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from aigc_engine.models.gan import DCGANGenerator, MLPGenerator
+from aigc_engine.models.gan import DCGANGenerator, MLPGenerator, choose
 from aigc_engine.models.layers import channels_last, rowwise_linear
 
 Generate = Callable[[Tensor, Tensor | None], Tensor]
 
 
-def norm_scale_shift(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+def norm_scale_shift(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     """Eval batch norm as s x + d, both float64 (C,): s = gamma / sqrt(var + eps), d = beta - s mean."""
     assert norm.running_mean is not None and norm.running_var is not None
     scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
@@ -88,17 +88,25 @@ class FoldedDCGAN:
 
 @dataclass(frozen=True)
 class FoldedMLP:
-    """`MLPGenerator` in eval mode: linear layers (weight, bias), leaky ReLU between them, tanh at the end."""
+    """`MLPGenerator` in eval mode: linear layers (weight, bias), leaky ReLU between them, tanh at the end.
 
+    With components, the one-hot's columns of the first layer are its bias, a row per component.
+    """
+
+    components: int
+    first: tuple[Tensor, Tensor]  # weight (width, latent_dim - components), bias (components or 1, width)
     layers: tuple[tuple[Tensor, Tensor], ...]
     slope: float
     image_shape: tuple[int, int, int]
 
     def __call__(self, z: Tensor, label: Tensor | None) -> Tensor:
-        *hidden, (weight, bias) = self.layers
-        for hidden_weight, hidden_bias in hidden:
-            z = F.leaky_relu(rowwise_linear(z, hidden_weight, hidden_bias), self.slope)
-        return torch.tanh(rowwise_linear(z, weight, bias)).unflatten(1, self.image_shape)
+        weight, bias = self.first
+        if self.components:
+            bias = bias[choose(z, self.components)]
+        h = rowwise_linear(z[:, self.components :], weight) + bias
+        for weight, bias in self.layers:
+            h = rowwise_linear(F.leaky_relu(h, self.slope), weight, bias)
+        return torch.tanh(h).unflatten(1, self.image_shape)
 
 
 @torch.no_grad()
@@ -126,15 +134,17 @@ def fold_dcgan(model: DCGANGenerator) -> FoldedDCGAN:
 
 @torch.no_grad()
 def fold_mlp(model: MLPGenerator) -> FoldedMLP:
-    """Fold the batch norms, where there are any, in float64, rounded once."""
-    layers = []
-    for layer, norm in zip(model.layers, [*model.norms, None], strict=True):
-        weight, bias = layer.weight.double(), layer.bias.double()
-        if norm is not None:
-            scale, shift = norm_scale_shift(norm)
-            weight, bias = scale[:, None] * weight, scale * bias + shift
-        layers.append((weight.float(), bias.float()))
-    return FoldedMLP(tuple(layers), model.config.slope, model.image_shape)
+    """Fold the one-hot of the component into biases; the other layers are copied."""
+    first, *others = model.layers
+    k = model.config.components
+    bias = first.bias + first.weight[:, :k].T if k else first.bias[None]
+    return FoldedMLP(
+        components=k,
+        first=(first.weight[:, k:].clone(), bias.clone()),
+        layers=tuple((layer.weight.clone(), layer.bias.clone()) for layer in others),
+        slope=model.config.slope,
+        image_shape=model.image_shape,
+    )
 
 
 def fold(model: nn.Module) -> Generate:

@@ -28,9 +28,13 @@ class DCGANConfig:
 
 @dataclass(frozen=True)
 class MLPConfig:
-    """Sizes: `widths` of the hidden layers, `image_shape` (C, H, W), `slope` of the leaky ReLU."""
+    """Sizes: `widths` of the hidden layers, `image_shape` (C, H, W), `slope` of the leaky ReLU.
+
+    `components`: how many of the latents choose a component of the mixture (see `choose`); 0 for none.
+    """
 
     latent_dim: int = 64
+    components: int = 0
     widths: Sequence[int] = (256, 512, 512)
     image_shape: Sequence[int] = (1, 28, 28)
     slope: float = 0.2
@@ -100,8 +104,16 @@ class DCGANGenerator(nn.Module):
         return torch.tanh(self.up2(h))
 
 
+def choose(z: Tensor, components: int) -> Tensor:
+    """Component of each row of z ~ N(0, I): the largest of its first coordinates, uniform by symmetry."""
+    return z[:, :components].argmax(1)
+
+
 class MLPGenerator(nn.Module):
-    """Image G(z): linear layers with batch norm and leaky ReLU, tanh at the end.
+    """Image G(z): linear layers with leaky ReLU, tanh at the end.
+
+    With `components` = k > 0 the first k coordinates of z enter as the one-hot of the largest of them: z is
+    then a mixture of k equally likely Gaussians, and images of two components needn't be joined by blends.
 
     References:
         Goodfellow et al., "Generative Adversarial Networks", 2014, https://arxiv.org/abs/1406.2661
@@ -118,17 +130,18 @@ class MLPGenerator(nn.Module):
     def __init__(
         self,
         latent_dim: int = 64,
+        components: int = 0,
         widths: Sequence[int] = (256, 512, 512),
         image_shape: Sequence[int] = (1, 28, 28),
         slope: float = 0.2,
     ) -> None:
         super().__init__()
-        self.config = MLPConfig(latent_dim, tuple(widths), tuple(image_shape), slope)
+        self.config = MLPConfig(latent_dim, components, tuple(widths), tuple(image_shape), slope)
         sizes = [latent_dim, *widths, math.prod(image_shape)]
         self.layers = nn.ModuleList(RowwiseLinear(a, b) for a, b in pairwise(sizes))
-        self.norms = nn.ModuleList(nn.BatchNorm1d(width) for width in widths)
         for layer in self.layers[:-1]:
             nn.init.kaiming_normal_(layer.weight, a=slope)
+            nn.init.zeros_(layer.bias)
 
     @property
     def latent_dim(self) -> int:
@@ -142,9 +155,12 @@ class MLPGenerator(nn.Module):
         return channels, height, width
 
     def forward(self, z: Tensor, label: Tensor | None = None) -> Tensor:
+        k = self.config.components
+        if k:
+            z = torch.cat([F.one_hot(choose(z, k), k).to(z.dtype), z[:, k:]], dim=1)
         *hidden, last = self.layers
-        for layer, norm in zip(hidden, self.norms, strict=True):
-            z = F.leaky_relu(norm(layer(z)), self.config.slope)
+        for layer in hidden:
+            z = F.leaky_relu(layer(z), self.config.slope)
         return torch.tanh(last(z)).unflatten(1, self.image_shape)
 
 

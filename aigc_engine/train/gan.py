@@ -15,7 +15,7 @@ from aigc_engine import zoo
 from aigc_engine.evaluate import metrics
 from aigc_engine.evaluate.run import CLASSIFIER, ruler
 from aigc_engine.gan import GanSampler
-from aigc_engine.models.gan import DCGANGenerator, Discriminator, MLPGenerator
+from aigc_engine.models.gan import DCGANGenerator, Discriminator, MLPGenerator, choose
 from aigc_engine.train.data import batch_indices, load_digits
 from aigc_engine.train.digits import CARD, DATA, seeded
 from aigc_engine.train.task import Recipe
@@ -72,7 +72,7 @@ class GanTask:
         self.digits, self.held_out = load_digits(data)
         self.exported = generator
         for module in generator.modules():
-            if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
+            if isinstance(module, nn.BatchNorm2d):
                 module.momentum = 0.02  # running statistics over some 50 steps, to go with averaged weights
         self.discriminator = Discriminator(num_classes=10).to(memory_format=torch.channels_last)
         self.models: dict[str, nn.Module] = {"generator": generator, "discriminator": self.discriminator}
@@ -181,22 +181,22 @@ class DCGANTask(GanTask):
 
 
 class MLPTask(GanTask):
-    """The generator sees z alone; the discriminator is told which digit that part of the latent space is for.
+    """The generator sees z alone; the discriminator is told which digit each component of z is meant for.
 
-    Ten classes can't be laid out in a Gaussian without borders, and a generator left alone with that spends
-    its time blending digits. So the largest of the first ten coordinates of z names the digit: by symmetry
-    each of the ten regions has a tenth of the probability, and only training ties them to digits. The label
-    enters nowhere else. The columns of those coordinates start larger, so that the borders start narrow.
+    Ten classes can't be laid out in one Gaussian without borders. Left alone with that, this generator
+    blended digits for thousands of steps: 64 % of its samples were clear at step 4000. So z is a mixture of
+    ten, and in training each component is compared with the real digits of one label. Labels enter nowhere
+    else.
     """
 
     recipe, peak = "digits-mlp-gan", 1e-3
-    border_gain = 4.0
+    one_hot_gain = 4.0  # so that a component, of length 1, counts beside 54 coordinates, of length 7
 
     def __init__(self, data: Path, seed: int) -> None:
         seeded(seed)
-        generator = MLPGenerator()
+        generator = MLPGenerator(components=10)
         with torch.no_grad():
-            generator.layers[0].weight[:, :10] *= self.border_gain
+            generator.layers[0].weight[:, :10] *= self.one_hot_gain
         self.config = {
             "family": "gan",
             "arch": "MLPGenerator",
@@ -206,11 +206,10 @@ class MLPTask(GanTask):
         super().__init__(data, seed, generator)
 
     def latents(self, label: Tensor) -> Tensor:
-        """z ~ N(0, I), given that coordinate `label` is the largest of the first ten."""
+        """z ~ N(0, I), given that its component is `label`: two coordinates are exchanged."""
         z = super().latents(label)
-        row = torch.arange(len(label))
-        largest = z[:, :10].argmax(1)
-        z[row, largest], z[row, label] = z[row, label], z[row, largest]
+        row, chosen = torch.arange(len(label)), choose(z, 10)
+        z[row, chosen], z[row, label] = z[row, label], z[row, chosen]
         return z
 
 
