@@ -3,6 +3,15 @@
 from aigc_engine.ops.activation import bias_act
 from aigc_engine.ops.decode import sample_token
 from aigc_engine.ops.diffusion import linear_update
+from aigc_engine.ops.gan import modulated_conv2d, upfirdn2d
 from aigc_engine.ops.random import philox_normal, philox_uniform
 
-__all__ = ["bias_act", "linear_update", "philox_normal", "philox_uniform", "sample_token"]
+__all__ = [
+    "bias_act",
+    "linear_update",
+    "modulated_conv2d",
+    "philox_normal",
+    "philox_uniform",
+    "sample_token",
+    "upfirdn2d",
+]
