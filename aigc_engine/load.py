@@ -10,10 +10,10 @@ from typing import Any, Protocol
 from aigc_engine import zoo
 
 FAMILIES = {
-    "diffusion": "aigc_engine.diffusion.sample:DiffusionSampler",
-    "gan": "aigc_engine.gan.sample:GanSampler",
-    "text": "aigc_engine.autoregressive.sample:TextSampler",
-    "vae": "aigc_engine.vae.sample:VaeSampler",
+    "diffusion": "aigc_engine.diffusion:DiffusionSampler",
+    "gan": "aigc_engine.gan:GanSampler",
+    "text": "aigc_engine.autoregressive:TextSampler",
+    "vae": "aigc_engine.vae:VaeSampler",
 }
 
 
@@ -42,7 +42,11 @@ def load(name_or_path: str | Path) -> Sampler:
     Raises:
         ValueError: unknown name, a damaged or foreign checkpoint, or a family without a sampler.
     """
-    checkpoint = zoo.load(name_or_path)
+    return sampler_of(zoo.load(name_or_path))
+
+
+def sampler_of(checkpoint: zoo.Checkpoint) -> Sampler:
+    """The sampler of a loaded checkpoint; ValueError if its family has none."""
     if checkpoint.family not in FAMILIES:
         raise ValueError(
             f"load: {checkpoint.name} is of family {checkpoint.family!r}, expected {sorted(FAMILIES)}; "

@@ -1,6 +1,6 @@
 """The cases under pytest-benchmark: `pytest bench --benchmark-only`, each a group of ours and theirs.
 
-pytest-benchmark times one side after the other; `python -m bench`, which lets them take turns, makes the records.
+pytest-benchmark times one side after the other; records come from `python -m bench`, where they take turns.
 """
 
 from __future__ import annotations

@@ -1,0 +1,34 @@
+"""`aigc-engine bench`: runs the suite of the source checkout in a process of its own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import aigc_engine
+
+ROOT = Path(aigc_engine.__file__).resolve().parent.parent
+
+
+def run(group: str, only: list[str], *, list_only: bool, threads: int | None, save: bool) -> int:
+    """Runs `python -m bench` and returns its exit status.
+
+    Raises:
+        ValueError: the package is installed without its source checkout.
+    """
+    if not (ROOT / "bench" / "__main__.py").is_file():
+        raise ValueError(
+            "bench: the benchmarks come with the source checkout, not with the installed package; "
+            "clone the repository and `make bench`"
+        )
+    arguments = [group]
+    if list_only:
+        arguments.append("--list")
+    if threads is not None:
+        arguments.append(f"--threads={threads}")
+    if save:
+        arguments.append("--save")
+    if only:
+        arguments += ["--only", *only]
+    return subprocess.run([sys.executable, "-m", "bench", *arguments], cwd=ROOT, check=False).returncode
