@@ -96,3 +96,20 @@ def cpu_name() -> str:
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
+
+
+def cpus() -> list[int]:
+    """Logical CPUs that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+@functools.cache
+def caches() -> dict[str, str]:
+    """Size of each cache that the first CPU sees ("L1d": "48K"); empty where the system doesn't say."""
+    found = {}
+    for index in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
+        level, kind, size = ((index / name).read_text().strip() for name in ("level", "type", "size"))
+        found[f"L{level}" + {"Data": "d", "Instruction": "i"}.get(kind, "")] = size
+    return found

@@ -12,6 +12,7 @@ import importlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from aigc_engine.testing import Sample
 REFERENCE = "reference"
 AUTO = "auto"
 _EVERY_OP = "*"
-_chosen: ContextVar[Mapping[str, str]] = ContextVar("aigc_engine_backend", default={})
+_chosen: ContextVar[Mapping[str, str]] = ContextVar("aigc_engine_backend", default=MappingProxyType({}))
 
 
 class UnsupportedError(RuntimeError):
@@ -126,6 +127,11 @@ class Op:
         else:
             runs = named if any(v.backend == named and v.serves for v in verdicts) else "nothing: it raises"
         return Explanation(self.name, runs, tuple(verdicts))
+
+    def survey(self, device: str) -> tuple[Verdict, ...]:
+        """What each backend says to calls on a type of device ("cpu", "cuda"), in priority order."""
+        verdicts = [Verdict(line.backend, tuple(_device_reasons(line, device, AUTO))) for line in self.lines]
+        return (*verdicts, Verdict(REFERENCE, ()))
 
     def implementation(self, backend: str) -> Callable[..., Any]:
         """The function behind a registry line, unvalidated (tests and benchmarks call it directly)."""
@@ -233,15 +239,21 @@ def _resolve(line: Line) -> Callable[..., Any]:
 
 def _standing_reasons(line: Line, lead: Tensor, named: str) -> list[str]:
     """Reasons that hold for every call on this machine with this device and dtype."""
+    reasons = _device_reasons(line, lead.device.type, named)
+    if lead.dtype not in line.dtypes:
+        reasons.append(f"dtype {lead.dtype}, serves {sorted(map(str, line.dtypes))}")
+    return reasons
+
+
+def _device_reasons(line: Line, device: str, named: str) -> list[str]:
+    """Reasons that hold for every call on this machine with this device."""
     reasons = []
     absent = capability.missing(line.backend)
     if absent:
         reasons.append(absent)
     interpreted = line.backend == named == "triton" and capability.triton_interpreted()
-    if lead.device.type not in line.devices and not interpreted:
-        reasons.append(f"device {lead.device.type}, serves {sorted(line.devices)}")
-    if lead.dtype not in line.dtypes:
-        reasons.append(f"dtype {lead.dtype}, serves {sorted(map(str, line.dtypes))}")
+    if device not in line.devices and not interpreted:
+        reasons.append(f"device {device}, serves {sorted(line.devices)}")
     return reasons
 
 

@@ -53,7 +53,9 @@ def _triton(op: str, dtypes: frozenset[torch.dtype] = GPU_FLOATS, **limits: Rang
 
 LINES: tuple[Line, ...] = (
     _native("bias_act", "activation"),
+    _triton("bias_act"),
     _native("linear_update", "diffusion"),
+    _triton("linear_update", FLOATS),
     _native("philox_normal", "random", INT64, device=frozenset({"cpu"})),
     _native("philox_uniform", "random", INT64),
     _native("sample_token", "decode"),

@@ -45,7 +45,7 @@ def map_tensors(value: Any, fn: Any) -> Any:
 def tensors_of(value: Any) -> list[Tensor]:
     """Every tensor in nested tuples, lists and dicts."""
     found: list[Tensor] = []
-    map_tensors(value, lambda t: found.append(t) or t)
+    map_tensors(value, found.append)
     return found
 
 

@@ -142,5 +142,6 @@ def bias_act(
             BLOCK_R=block_r,
             BLOCK_C=block_c,
             num_warps=NUM_WARPS,
+            enable_fp_fusion=True,
         )
     return out

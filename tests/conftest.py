@@ -6,6 +6,7 @@ import pytest
 
 from aigc_engine import native, ops
 from aigc_engine.dispatch import Op
+from tests.interpreted import pytest_configure, pytest_pyfunc_call  # noqa: F401 (hooks)
 
 ALL_OPS = [value for _, value in sorted(vars(ops).items()) if isinstance(value, Op)]
 

@@ -1,0 +1,73 @@
+"""Triton kernels against their reference, generated from the registry, under Triton's interpreter."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from aigc_engine.dispatch import Op, use_backend
+from aigc_engine.testing import (
+    Sample,
+    clone_layout,
+    map_tensors,
+    one_row,
+    pieces,
+    same_bits,
+    sample_failure,
+    tensors_of,
+)
+from tests.conftest import ALL_OPS
+
+pytestmark = [
+    pytest.mark.interpreted,
+    pytest.mark.timeout(900),  # the first test waits for all of them
+    # NumPy's; e^{-x} is infinite where a sigmoid is zero, on the GPU too
+    pytest.mark.filterwarnings("ignore:overflow encountered in exp:RuntimeWarning"),
+]
+LARGEST = 40_000  # elements of a sample's largest tensor: the interpreter takes some 0.1 s per program
+CASES = [
+    pytest.param(op, dtype, id=f"{op.name}-{str(dtype).removeprefix('torch.')}")
+    for op in ALL_OPS
+    for line in op.lines
+    if line.backend == "triton"
+    for dtype in sorted(line.dtypes, key=str)
+]
+
+
+def samples_of(op: Op, dtype: torch.dtype) -> list[Sample]:
+    samples = [
+        sample
+        for sample in op.samples(dtype, "cpu")
+        if not sample.bench and max(t.numel() for t in tensors_of(sample.args)) <= LARGEST
+    ]
+    assert len(samples) >= 5, f"{op.name} has only {len(samples)} samples in {dtype}"
+    return samples
+
+
+@pytest.mark.parametrize(("op", "dtype"), CASES)
+def test_triton_parity(op: Op, dtype: torch.dtype) -> None:
+    with use_backend("triton"):
+        failures = [
+            f"{sample.name}: {failure}"
+            for sample in samples_of(op, dtype)
+            if (failure := sample_failure(op, sample))
+        ]
+    assert not failures, "\n".join(failures)
+
+
+@pytest.mark.parametrize(("op", "dtype"), CASES)
+def test_triton_contract(op: Op, dtype: torch.dtype) -> None:
+    """Inputs unchanged, same bits twice, and a row alone has the bits of the same row in a batch."""
+    with use_backend("triton"):
+        for sample in samples_of(op, dtype)[::4]:
+            args = map_tensors(sample.args, clone_layout)
+            first = pieces(op(*args, **sample.kwargs))
+            for after, before in zip(tensors_of(args), tensors_of(sample.args), strict=True):
+                assert same_bits(after, before), f"{sample.name}: inputs changed"
+            again = pieces(op(*args, **sample.kwargs))
+            assert all(map(same_bits, first, again)), f"{sample.name}: bits differ from one call to the next"
+            if sample.batch_axis is not None:
+                row_args, row_kwargs = one_row(sample, 0)
+                alone = pieces(op(*row_args, **row_kwargs))
+                for one, whole in zip(alone, first, strict=True):
+                    assert same_bits(one, whole.narrow(sample.batch_axis, 0, 1)), f"{sample.name}: row 0"
