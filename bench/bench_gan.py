@@ -1,18 +1,14 @@
-"""Images per second of the zoo's generators: the sampler against the plain module on torch's own noise."""
+"""Images per second of the zoo's generators: the sampler against the plain module."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
 
-import torch
-from torch import Tensor
-
-from aigc_engine import latents, zoo
-from aigc_engine.gan import GanSampler
+from aigc_engine import baselines, zoo
+from aigc_engine.load import sampler_of
 from bench.case import Case, Work, require
-from bench.reference import max_difference, on_reference
+from bench.check import max_difference
 
 BOUND = 1e-4
 
@@ -20,22 +16,15 @@ BOUND = 1e-4
 def cases() -> Iterator[Case]:
     for name in ("digits-gan", "digits-mlp-gan"):
         for n in (1, 64, 512):
-            yield Case("gan", f"{name}-{n}", "plain module + torch.randn", partial(_work, name, n))
+            yield Case("gan", f"{name}-{n}", "plain module", partial(generation, name, n))
 
 
-def _work(name: str, n: int) -> Work:
+def generation(name: str, n: int) -> Work:
+    """n images of a GAN or a VAE."""
     checkpoint = zoo.load(name)
-    generator: Any = checkpoint.model
-    sampler = GanSampler.from_checkpoint(checkpoint)
-    labels = None if sampler.num_classes is None else torch.arange(n) % sampler.num_classes
-    noise = torch.Generator().manual_seed(0)
-
-    def theirs() -> Tensor:
-        return generator(torch.randn(n, sampler.latent_dim, generator=noise) * sampler.truncation, labels)
+    ours, theirs = partial(sampler_of(checkpoint).sample, n, seed=0), baselines.generate(checkpoint, n)
 
     def verify() -> float:
-        z = latents.draw("bench", torch.arange(n), sampler.latent_dim, sampler.truncation)
-        expected = on_reference(lambda: generator(z, labels))()
-        return require(f"{name}-{n}", max_difference(sampler.sample(n, seed=0), expected), BOUND)
+        return require(f"{name}-{n}", max_difference(ours(), theirs()), BOUND)
 
-    return Work(partial(sampler.sample, n, seed=0), on_reference(theirs), verify, items=n, unit="images")
+    return Work(ours, theirs, verify, items=n, unit="images")

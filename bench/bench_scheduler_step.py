@@ -21,7 +21,7 @@ from aigc_engine.diffusion.schedule import VP
 from aigc_engine.diffusion.solver import Recipe, update_table
 from aigc_engine.diffusion.spacing import Spacing
 from bench.case import Case, Work, require
-from bench.reference import max_difference
+from bench.check import max_difference
 
 STEPS = 50
 SMALL, LARGE = (1, 4, 64, 64), (8, 4, 128, 128)

@@ -113,7 +113,7 @@ def sample(
         str | None, typer.Option(help="Classes, taken in turn: 7, or 1,2,3, or 0-9, or none.")
     ] = None,
     truncation: Annotated[
-        float | None, typer.Option(help="GAN: spread of the latents, 1 is all of it.")
+        float | None, typer.Option(help="GAN, VAE: spread of the latents, 1 is all.")
     ] = None,
     prompt: Annotated[str | None, typer.Option(help="Text: what to go on from.")] = None,
     length: Annotated[int | None, typer.Option(help="Text: most characters to write.")] = None,

@@ -13,8 +13,8 @@ from PIL import Image
 from rich.table import Table
 from torch import Tensor
 
-from aigc_engine import images, zoo
-from aigc_engine.cli import console, plain
+from aigc_engine import baselines, images, zoo
+from aigc_engine.cli import console
 from aigc_engine.cli.overview import TILES_PER_ROW, Passage, Strip, overview
 from aigc_engine.cli.sample import picture
 from aigc_engine.diffusion import Progress
@@ -123,7 +123,7 @@ def diffusion(show: Show, checkpoint: zoo.Checkpoint) -> None:
     shown = torch.cat([previews[k][digit, None] for digit in (3, 8) for k in chosen])
     show.strip("diffusion", "Denoising", f"the estimate of x0 at {ROW} of the steps", shown)
     fewer = labels[:TIMED_DIGITS]
-    theirs = plain.ddim(checkpoint, fewer, steps=STEPS, guidance=guidance)
+    theirs = baselines.ddim(checkpoint, fewer, steps=STEPS, guidance=guidance)
     what = f"{TIMED_DIGITS} digits, {STEPS} DDIM steps"
     show.compare(checkpoint, what, "plain loop", partial(sample, label=fewer), theirs)
 
@@ -142,7 +142,7 @@ def gan(show: Show, checkpoint: zoo.Checkpoint) -> None:
         show.strip("gan", "Between two latents", "", between)
     n = 512
     ours = partial(sampler.sample, n=n, seed=0)
-    show.compare(checkpoint, f"{n} digits", "plain module", ours, plain.generate(checkpoint, n))
+    show.compare(checkpoint, f"{n} digits", "plain module", ours, baselines.generate(checkpoint, n))
 
 
 def vae(show: Show, checkpoint: zoo.Checkpoint) -> None:
@@ -160,7 +160,7 @@ def vae(show: Show, checkpoint: zoo.Checkpoint) -> None:
     show.strip("vae", "Between two digits", "", between)
     n = 512
     ours = partial(sampler.sample, n=n, seed=0)
-    show.compare(checkpoint, f"{n} digits", "plain module", ours, plain.generate(checkpoint, n))
+    show.compare(checkpoint, f"{n} digits", "plain module", ours, baselines.generate(checkpoint, n))
 
 
 def text(show: Show, checkpoint: zoo.Checkpoint) -> None:
@@ -176,7 +176,7 @@ def text(show: Show, checkpoint: zoo.Checkpoint) -> None:
     note = f"{weights / 1e6:.1f} M weights, by character"
     show.passages.append(Passage(checkpoint.config["arch"], note, PROMPT, written))
     ours = partial(sample, length=256)
-    theirs = partial(plain.on_reference, partial(ours, use_cache=False))
+    theirs = baselines.on_reference(partial(ours, use_cache=False))
     show.compare(checkpoint, "256 characters", "no cache", ours, theirs)
 
 
