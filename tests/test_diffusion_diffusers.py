@@ -158,6 +158,17 @@ def cases(solver, betas):
         yield prediction, spacing, steps, lower_order_final, eta
 
 
+@pytest.mark.parametrize("name", BETAS)
+def test_schedule_is_the_float32_table_of_diffusers(name):
+    vp = schedule_of(name)
+    theirs = diffusers.DDPMScheduler(
+        beta_start=vp.beta_start, beta_end=vp.beta_end, beta_schedule=BETAS[name]
+    )
+    assert torch.equal(torch.from_numpy(vp.beta), theirs.betas.double())
+    alpha_bar = torch.from_numpy(1 / (1 + vp.sigmas**2))
+    assert torch.allclose(alpha_bar, theirs.alphas_cumprod.double(), rtol=1e-12)
+
+
 @pytest.mark.parametrize("betas", BETAS)
 @pytest.mark.parametrize("solver", CLASSES)
 def test_equals_diffusers_in_float64(monkeypatch, solver, betas):
