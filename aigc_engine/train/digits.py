@@ -190,7 +190,12 @@ class VAETask(DigitsTask):
     def __init__(self, data: Path, seed: int) -> None:
         seeded(seed)
         model = VAE()
-        self.config = {"family": "vae", "arch": "VAE", "config": dataclasses.asdict(model.config)}
+        self.config = {
+            "family": "vae",
+            "arch": "VAE",
+            "config": dataclasses.asdict(model.config),
+            "sampling": {"truncation": 0.8},
+        }
         super().__init__(data, seed, model)
 
     @staticmethod
