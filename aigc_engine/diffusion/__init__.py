@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from aigc_engine.diffusion.control import Cancelled, Progress
-from aigc_engine.diffusion.sample import sample
+from aigc_engine.diffusion.sample import DiffusionSampler, sample
 from aigc_engine.diffusion.schedule import EDM, VP, Flow
 from aigc_engine.diffusion.solver import SOLVERS, Recipe, UpdateTable, update_table
 from aigc_engine.diffusion.spacing import Spacing
@@ -13,6 +13,7 @@ __all__ = [
     "SOLVERS",
     "VP",
     "Cancelled",
+    "DiffusionSampler",
     "Flow",
     "Progress",
     "Recipe",
