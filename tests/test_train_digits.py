@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,15 @@ def npz(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pixels = ((images[:, 0] + 1) * 127.5).round().to(torch.uint8).numpy()
     np.savez(path, images=np.tile(pixels, (3, 1, 1)), labels=np.tile(labels.numpy(), 3))
     return path
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Batches this small are slower on two threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("task", TASKS)

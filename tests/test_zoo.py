@@ -159,7 +159,7 @@ def test_bundled_checkpoints_load_and_have_a_card(name: str) -> None:
     assert checkpoint.name == name
     assert all(torch.isfinite(p).all() for p in checkpoint.model.parameters())
     card = (checkpoint.path / "README.md").read_text()
-    for heading in ("Data", "Licence of the data", "Recipe", "Seed", "Date", "| measured |"):
+    for heading in ("Data", "Licence", "Recipe", "Seed", "Date", "| measured |"):
         assert heading in card, f"{name}: the card lacks {heading}"
 
 
