@@ -43,7 +43,9 @@ class Line:
     limits: Mapping[str, Range | frozenset] = field(default_factory=dict)
 
 
-def _native(op: str, module: str, dtypes: frozenset[torch.dtype] = FLOATS, **limits: Range | frozenset) -> Line:
+def _native(
+    op: str, module: str, dtypes: frozenset[torch.dtype] = FLOATS, **limits: Range | frozenset
+) -> Line:
     return Line(op, "native", f"aigc_engine.native.{module}:{op}", frozenset({"cpu"}), dtypes, limits)
 
 
@@ -52,6 +54,7 @@ def _triton(op: str, dtypes: frozenset[torch.dtype] = GPU_FLOATS, **limits: Rang
 
 
 LINES: tuple[Line, ...] = (
+    _triton("attention", D=Range(16, 128), mask=frozenset({"none", "key_padding"})),
     _native("bias_act", "activation"),
     _triton("bias_act"),
     _native("linear_update", "diffusion"),

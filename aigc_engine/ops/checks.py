@@ -1,4 +1,4 @@
-"""Validation shared by the ops: each raises with `<op>: <argument> <got>, expected <wanted>; <what to do>`."""
+"""Validation shared by the ops: raises `<op>: <argument> <got>, expected <wanted>; <what to do>`."""
 
 from __future__ import annotations
 
@@ -41,7 +41,9 @@ def shape(op: str, name: str, value: Tensor, wanted: tuple[int, ...]) -> None:
 def same(op: str, name: str, value: Tensor, lead_name: str, lead: Tensor) -> None:
     """`value` has the device and dtype of the leading tensor."""
     if value.dtype != lead.dtype:
-        raise TypeError(f"{op}: {name} {value.dtype}, expected {lead.dtype} as {lead_name}; convert one of them")
+        raise TypeError(
+            f"{op}: {name} {value.dtype}, expected {lead.dtype} as {lead_name}; convert one of them"
+        )
     if value.device != lead.device:
         raise ValueError(
             f"{op}: {name} on {value.device}, expected {lead.device} as {lead_name}; move one of them"
