@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
+import torch
 
 from aigc_engine import native, ops
 from aigc_engine.dispatch import Op
@@ -19,3 +22,12 @@ def isa_level(request: pytest.FixtureRequest):
             yield request.param
     except ValueError as error:
         pytest.skip(str(error))
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Small tensors gain nothing from more threads, and lose much on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -8,13 +8,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from aigc_engine import zoo
 from aigc_engine.autoregressive.model import bucket, window_start
-from aigc_engine.evaluate.text import STATE_WINDOW, bits_per_character
+from aigc_engine.evaluate.text import STATE_WINDOW, bits_per_character, held_out_text
 from aigc_engine.models.lstm import LSTM
 from aigc_engine.models.transformer import Transformer, rotary_table, rotate
 
 VOCABULARY = "\n" + "".join(map(chr, range(32, 95)))
-CONTEXT = 48
+CONTEXT = 24
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def build(kind: str) -> nn.Module:
@@ -40,49 +43,47 @@ def tokens(rows: int, length: int, seed: int = 0) -> Tensor:
 
 
 def test_later_tokens_change_nothing_before_them(model: nn.Module) -> None:
-    before = tokens(2, 30)
+    before = tokens(2, 20)
     after = before.clone()
-    after[:, 20:] = tokens(2, 10, seed=1)
-    assert torch.equal(model(before)[:, :20], model(after)[:, :20])
-    assert not torch.allclose(model(before)[:, 20:], model(after)[:, 20:])
+    after[:, 12:] = tokens(2, 8, seed=1)
+    assert torch.equal(model(before)[:, :12], model(after)[:, :12])
+    assert not torch.allclose(model(before)[:, 12:], model(after)[:, 12:])
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("read", [0, 1, 15, 16, 17, 33])
+@pytest.mark.parametrize("read", [0, 1, 15, 16, 17, 20])
 def test_steps_after_a_prefill_equal_the_whole_forward(model: nn.Module, read: int) -> None:
-    text = tokens(3, 40)
+    text = tokens(3, CONTEXT)
     state = model.start(3)
     if read:
         padded = torch.zeros(3, bucket(read, CONTEXT), dtype=torch.int64)
         padded[:, :read] = text[:, :read]
         model.prefill(state, torch.arange(3), padded, torch.full((3,), read))
-    logits = torch.stack([model.step(text[:, t], state) for t in range(read, 40)], dim=1)
+    logits = torch.stack([model.step(text[:, t], state) for t in range(read, CONTEXT)], dim=1)
     torch.testing.assert_close(logits, model(text)[:, read:], rtol=2e-4, atol=2e-4)
 
 
 @torch.inference_mode()
 @pytest.mark.parametrize("threads", [1, 2])
 def test_a_row_has_the_same_bits_in_every_batch(model: nn.Module, threads: int) -> None:
-    lengths = torch.tensor([5, 31, 16, 1, 40, 17, 8, 33] * 5)
+    lengths = torch.tensor([5, 19, 16, 1, 20, 17, 8, 12] * 5)
     text = tokens(len(lengths), CONTEXT)
 
     def logits(rows: Tensor) -> Tensor:
         state = model.start(len(rows))
         size = CONTEXT
         model.prefill(state, torch.arange(len(rows)), text[rows, :size], lengths[rows])
-        for t in range(4):
+        for t in range(2):
             out = model.step(text[rows, t], state)
         return out
 
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        alone = torch.cat([logits(torch.tensor([row])) for row in range(8)])
-        for n in (1, 2, 3, 5, 8, 40) if threads == 1 else (3, 40):
-            assert torch.equal(logits(torch.arange(n))[:8], alone[: min(n, 8)]), f"n = {n}"
-        assert torch.equal(logits(torch.tensor([7, 3]))[1], alone[3])
-    finally:
-        torch.set_num_threads(before)
+    torch.set_num_threads(threads)  # one_thread puts it back
+    alone = {row: logits(torch.tensor([row]))[0] for row in (range(8) if threads == 1 else (0, 4))}
+    for n in (1, 2, 3, 5, 8, 40) if threads == 1 else (40,):
+        together = logits(torch.arange(n))
+        for row in alone.keys() & set(range(n)):
+            assert torch.equal(together[row], alone[row]), f"row {row} of {n}"
+    assert torch.equal(logits(torch.tensor([7, 0]))[1], alone[0])
 
 
 @torch.inference_mode()
@@ -172,3 +173,10 @@ def test_bits_count_every_character_once(context: int | None, count: int) -> Non
 def test_bits_of_foreign_text_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match="bits_per_character: text"):
         bits_per_character(Copycat(8), text)
+
+
+def test_the_bundled_transformer_predicts_held_out_text() -> None:
+    """On the first 6,000 characters; `evaluate` takes all 105,643 (1.455 and 1.504 bits)."""
+    text = held_out_text()[:6000]
+    assert bits_per_character(zoo.load_model("text-transformer"), text) < 1.6
+    assert bits_per_character(zoo.load_model("text-lstm"), text) < 1.65

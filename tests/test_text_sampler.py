@@ -15,7 +15,9 @@ from aigc_engine.autoregressive.stop import StopFilter
 from aigc_engine.dispatch import use_backend
 from tests.test_text_models import CONTEXT, VOCABULARY, build
 
-PROMPTS = ["", "HELLO", "A" * 17, "THE KING " * 9, "X" * (CONTEXT - 1), "B" * CONTEXT, "(", "C" * 16]
+PROMPTS = ["", "HELLO", "A" * 17, "THE KING " * 5, "X" * (CONTEXT - 1), "B" * CONTEXT, "(", "C" * 16]
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module", params=["gpt2", "llama", "lstm"])
@@ -48,7 +50,7 @@ def test_settings_hold_in_every_batch(sampler: TextSampler) -> None:
 
 def test_the_cache_changes_nothing(sampler: TextSampler) -> None:
     """Past the context too: the recomputed prefix sees the same rolling window."""
-    length = CONTEXT + 30
+    length = CONTEXT + 15
     with_cache = sampler.sample(prompt=PROMPTS[:4], length=length)
     assert sampler.sample(prompt=PROMPTS[:4], length=length, use_cache=False) == with_cache
 
@@ -67,7 +69,7 @@ def test_the_repetition_penalty_counts_prompt_and_text() -> None:
     sampler = TextSampler(build("lstm"))
     text = sampler.sample(prompt="ABC", length=20, temperature=0.0, repetition_penalty=1e6)[0]
     seen = "\nABC" + text
-    with torch.inference_mode():
+    with torch.no_grad():
         logits = sampler.model(torch.tensor([[VOCABULARY.index(c) for c in seen]]))[0]
     for place in range(4, len(seen)):
         raw = logits[place - 1]
@@ -166,7 +168,7 @@ def test_a_model_that_gives_nan_is_named() -> None:
     [
         ({"n": 0}, ValueError, "n 0"),
         ({"n": 1.5}, TypeError, "n 1.5"),
-        ({"prompt": "naïve"}, ValueError, "prompt with 'ï'"),
+        ({"prompt": "NAÏVE"}, ValueError, "prompt with 'Ï'"),
         ({"prompt": 7}, TypeError, "prompt int"),
         ({"prompt": []}, ValueError, "prompt has 0 entries"),
         ({"prompt": ["A", 3]}, TypeError, "prompt has a int"),

@@ -85,7 +85,10 @@ def run(
         message = f"stopped at step {step} of {task.total_steps}; the state is in {out}, resume to go on"
         return Result(False, step, out, message)
     # What is measured is what a reader of the file gets: the weights after rounding to their storage type.
-    model = average.model.to(task.storage).float()
+    model = average.model
+    for tensor in model.state_dict().values():  # not every buffer: those outside the file stay exact
+        if tensor.is_floating_point():
+            tensor.copy_(tensor.to(task.storage))
     metrics = task.measure(model)
     zoo.save(
         out,
