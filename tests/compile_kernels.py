@@ -21,6 +21,7 @@ from torch import Tensor
 
 # PTX that isn't one correctly rounded IEEE operation
 INEXACT = re.compile(r"\b(?:fma\.rn\.f32|\w+\.approx|\w+(?:\.\w+)*\.ftz|div\.full)\b")
+NARROW_LOAD = re.compile(r"\bld\.global\.(?![\w.]*v4)")
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 
 
@@ -150,6 +151,7 @@ def main(arch: int) -> None:
                 "kernel": kernel_name,
                 "warps": kernel.metadata.num_warps,
                 "shared": kernel.metadata.shared,
+                "narrow_loads": len(NARROW_LOAD.findall(kernel.asm["ptx"])),
                 "inexact": sorted(set(INEXACT.findall(kernel.asm["ptx"]))),
             }
             print(json.dumps(facts | resources(kernel.asm["cubin"])), flush=True)

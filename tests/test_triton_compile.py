@@ -87,5 +87,16 @@ def test_linear_update_rounds_every_operation(
     }
 
 
+@pytest.mark.parametrize("arch", SHARED_LIMIT)
+def test_attention_loads_whole_vectors(
+    compiled: dict[tuple[int, str], list[dict[str, Any]]], arch: int
+) -> None:
+    """Heads of 40 too: 16 bytes a load; the loads of k and v aren't pipelined otherwise."""
+    names = [case for case, (op, _) in CASES.items() if op == "attention" and "self" in case]
+    assert names
+    for name in names:
+        assert [kernel["narrow_loads"] for kernel in compiled[arch, name]] == [0], name
+
+
 def test_every_kernel_is_compiled() -> None:
     assert {op for op, _ in CASES.values()} == {line.op for line in LINES if line.backend == "triton"}
