@@ -145,8 +145,30 @@ class Run:
         self.table, self.evaluate, self.buffers, self.seeds = table, evaluate, buffers, seeds
         self.draw, self.monitor = draw, monitor
 
+    def __call__(self) -> Tensor:
+        """Runs the loop where `linear_update` runs: in C++ if that is native here, else in Python.
+
+        Noise from a generator is one more term in the sum, which the loop in C++ doesn't know: there each
+        update is a call of `linear_update`.
+        """
+        coefficients = self.table.init_scale[:, None]
+        runs = linear_update.explain([self.buffers[0]], coefficients).runs
+        if runs == "native" and not (self.draw is not None and any(self.table.draws)):
+            return self.natively()
+        return self.in_python()
+
+    def natively(self) -> Tensor:
+        """Runs the loop in C++, which calls back for the model, and for the monitor if that has work."""
+        from aigc_engine.native.diffusion import denoise_loop  # it can't be imported where there is none
+
+        on_step = None if self.monitor.idle else self.report
+        end = denoise_loop(self.evaluate, self.buffers, self.table, self.seeds, on_step=on_step)
+        if end.stop == "not_finite":
+            self.fail(end.evaluation, end.row)
+        return self.result()
+
     def in_python(self) -> Tensor:
-        """Runs the loop here: the reference, and the way for devices and noise that the native loop lacks."""
+        """Runs the loop here."""
         table, buffers = self.table, self.buffers
         before: Outputs = ()
         for k, rows in enumerate(table.active):

@@ -120,7 +120,7 @@ def sample(
     with Monitor(len(table), callback, progress, cancel) as monitor:
         monitor.check(0)
         evaluate = Evaluator(denoiser, conditions, table, dtype)
-        return Run(table, evaluate, buffers, seeds, draw, monitor).in_python()
+        return Run(table, evaluate, buffers, seeds, draw, monitor)()
 
 
 def _starting_state(
