@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from aigc_engine import ops
+
 ROWS = 16
 
 
@@ -51,7 +53,7 @@ def group_norm_silu(x: Tensor, norm: nn.GroupNorm) -> Tensor:
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(D)) v of tensors (B, N, T, D)."""
-    return torch.softmax((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2), dim=-1) @ v
+    return ops.attention(q, k, v)
 
 
 def channels_last(x: Tensor) -> Tensor:
