@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from aigc_engine import zoo
 from aigc_engine.gan import GanSampler, fold
 from aigc_engine.gan.fold import subpixel_conv_transpose, subpixel_kernel
 from aigc_engine.models.gan import DCGANGenerator, Discriminator, MLPGenerator, minibatch_stddev
@@ -254,3 +255,17 @@ def test_the_discriminator_sees_class_and_variety():
     torch.testing.assert_close(spread[0, 0], h[:4].std(0, unbiased=False).mean())
     torch.testing.assert_close(spread[7, 0], h[4:].std(0, unbiased=False).mean())
     assert minibatch_stddev(h[:1].expand(4, -1)).max() < 1e-3
+
+
+@pytest.mark.parametrize("name", ["digits-gan", "digits-mlp-gan"])
+def test_the_zoo_keeps_the_promise_and_covers_the_digits(name, threads):
+    sampler = GanSampler.from_checkpoint(zoo.load(name))
+    whole = sampler.sample(64, seed=1000)
+    for row in (0, 1, 31, 63):
+        assert torch.equal(sampler.sample(seed=1000 + row)[0], whole[row])
+    for n in (2, 3, 5, 8, 33):
+        assert torch.equal(sampler.sample(n, seed=1000), whole[:n])
+    classifier = zoo.load("digits-classifier").model
+    with torch.inference_mode():
+        shares = classifier(whole).argmax(1).bincount(minlength=10)
+    assert shares.min() >= 1 and shares.max() <= 16

@@ -7,6 +7,7 @@ import threading
 import pytest
 import torch
 
+from aigc_engine import zoo
 from aigc_engine.models.vae import VAE
 from aigc_engine.ops import philox_normal
 from aigc_engine.vae import VaeSampler
@@ -172,3 +173,12 @@ def test_bad_interpolations_are_named(sampler, arguments, error, message):
 def test_another_kind_of_model_is_refused():
     with pytest.raises(TypeError, match="VaeSampler: model Linear, expected a VAE"):
         VaeSampler(torch.nn.Linear(2, 2))
+
+
+def test_the_zoo_keeps_the_promise(threads):
+    sampler = VaeSampler.from_checkpoint(zoo.load("digits-vae"))
+    whole = sampler.sample(33, seed=1000)
+    for row in (0, 1, 32):
+        assert torch.equal(sampler.sample(seed=1000 + row)[0], whole[row])
+    for n in (2, 3, 5, 8):
+        assert torch.equal(sampler.sample(n, seed=1000), whole[:n])

@@ -169,6 +169,7 @@ class DCGANTask(GanTask):
             "sampling": {"truncation": 0.8},
         }
         super().__init__(data, seed, generator)
+        self.card["Latent"] = "64 normals, scaled by 0.8 unless a call names another truncation"
 
     def measure(self, model: nn.Module) -> dict[str, str]:
         rows = super().measure(model)
@@ -204,6 +205,10 @@ class MLPTask(GanTask):
             "sampling": {"truncation": 1.0},
         }
         super().__init__(data, seed, generator)
+        self.card["Latent"] = (
+            "64 normals; the largest of the first ten chooses one of ten components, which training tied to "
+            "the ten labels. Sampling takes no label and rejects nothing"
+        )
 
     def latents(self, label: Tensor) -> Tensor:
         """z ~ N(0, I), given that its component is `label`: two coordinates are exchanged."""
