@@ -57,11 +57,18 @@ LINES: tuple[Line, ...] = (
     _triton("attention", D=Range(16, 128), mask=frozenset({"none", "key_padding"})),
     _native("bias_act", "activation"),
     _triton("bias_act"),
+    _native("geglu", "activation"),
+    _native("group_norm", "norm"),
+    _native("group_norm_silu", "norm"),
+    _triton("group_norm_silu"),
+    _native("layer_norm", "norm"),
     _native("linear_update", "diffusion"),
     _triton("linear_update", FLOATS),
     _native("philox_normal", "random", INT64, device=frozenset({"cpu"})),
     _native("philox_uniform", "random", INT64),
+    _native("rms_norm", "norm"),
     _native("sample_token", "decode"),
+    _native("swiglu", "activation"),
 )
 
 
