@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,19 @@ def test_refuses_to_overwrite_or_to_resume_what_is_not_there(tmp_path: Path) -> 
         run(TinyTask(seed=4), tmp_path, resume=True, progress=False)
     with pytest.raises(ValueError, match="threads 0"):
         run(TinyTask(), tmp_path / "other", threads=0, progress=False)
+
+
+def test_a_damaged_state_is_refused(tmp_path: Path) -> None:
+    run(TinyTask(at=interrupt_at(2)), tmp_path, progress=False)
+    content = (tmp_path / STATE_FILE).read_bytes()
+    bomb = pickle.dumps(Path("x"))
+    for damaged in (b"", content[:100], content[: len(content) // 2], content[:-30], bomb, b"hello"):
+        (tmp_path / STATE_FILE).write_bytes(damaged)
+        with pytest.raises(ValueError, match="resume found a damaged"):
+            run(TinyTask(), tmp_path, resume=True, progress=False)
+    torch.save({"step": 3}, tmp_path / STATE_FILE)
+    with pytest.raises(ValueError, match="resume found a damaged"):
+        run(TinyTask(), tmp_path, resume=True, progress=False)
 
 
 def test_random_state_and_threads_are_left_alone(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import signal
 import threading
 import time
@@ -154,8 +155,14 @@ def _first_step(task: Task, average: MovingAverage, out: Path, resume: bool) -> 
             f"train: resume found no {STATE_FILE} in {str(out)!r}, expected the folder of an unfinished run; "
             "start without resume"
         )
-    state = torch.load(path, weights_only=True)
-    found = {key: state[key] for key in _identity(task)}
+    try:
+        state = torch.load(path, weights_only=True)
+        found = {key: state[key] for key in _identity(task)}
+    except (RuntimeError, OSError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
+        raise ValueError(
+            f"train: resume found a damaged {STATE_FILE} in {str(out)!r} ({type(error).__name__}), "
+            "expected one that training wrote; start in another folder"
+        ) from None
     if found != _identity(task):
         raise ValueError(
             f"train: resume found a run of {found}, expected {_identity(task)}; "
