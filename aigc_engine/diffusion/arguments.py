@@ -32,12 +32,17 @@ def batch_shape(shape: Any) -> tuple[int, ...]:
     return sizes
 
 
+def spread(value: Any) -> bool:
+    """Whether the value holds one entry per row."""
+    return isinstance(value, (list, tuple)) or (isinstance(value, Tensor) and value.ndim > 0)
+
+
 def per_row(name: str, value: Any, n: int) -> list[Any]:
     """A list of n: the value for each row, or the values of a list, tuple or 1-D tensor."""
-    if isinstance(value, Tensor) and value.ndim:
+    if isinstance(value, Tensor):
         value = value.tolist()
-    if not isinstance(value, (list, tuple)):
-        return [value.item() if isinstance(value, Tensor) else value] * n
+    if not spread(value):
+        return [value] * n
     if len(value) != n:
         raise ValueError(f"sample: {name} has {len(value)} entries, expected n = {n} or a single value")
     return list(value)
@@ -81,7 +86,8 @@ def recipes(
         "guidance": guidance,
         "strength": strength,
     }
-    rows = zip(*(per_row(name, value, n) for name, value in columns.items()), strict=True)
+    count = n if any(map(spread, columns.values())) else 1
+    rows = zip(*(per_row(name, value, count) for name, value in columns.items()), strict=True)
     result = []
     for row_solver, row_steps, row_spacing, row_eta, row_guidance, row_strength in rows:
         recipe = Recipe(
@@ -96,7 +102,7 @@ def recipes(
         if from_image:
             recipe = replace(recipe, begin=_begin(recipe.steps, row_strength))
         result.append(recipe)
-    return result
+    return result if count == n else result * n
 
 
 def _begin(steps: int, strength: Any) -> int:

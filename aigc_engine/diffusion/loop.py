@@ -144,6 +144,9 @@ class Run:
     ) -> None:
         self.table, self.evaluate, self.buffers, self.seeds = table, evaluate, buffers, seeds
         self.draw, self.monitor = draw, monitor
+        place = table.order.argsort()
+        last = torch.tensor(table.evaluations)[place] % BUFFERS
+        self._order, self._place, self._last = (x.to(buffers.device) for x in (table.order, place, last))
 
     def __call__(self) -> Tensor:
         """Runs the loop where `linear_update` runs: in C++ if that is native here, else in Python.
@@ -227,17 +230,9 @@ class Run:
         rows = self.table.active[k]
         terms = [self.buffers[k % BUFFERS, :rows], *outputs]
         estimate = self.result()
-        estimate[self._order(slice(rows))] = linear_update(terms, self.table.preview[k, :rows, : len(terms)])
+        estimate[self._order[:rows]] = linear_update(terms, self.table.preview[k, :rows, : len(terms)])
         return estimate
 
     def result(self) -> Tensor:
         """The rows in the caller's order, each from the buffer that its last update wrote."""
-        out = torch.empty_like(self.buffers[0])
-        last = torch.tensor(self.table.evaluations) % BUFFERS
-        for slot in range(BUFFERS):
-            rows = (last == slot).nonzero().flatten()
-            out[self._order(rows)] = self.buffers[slot, rows.to(out.device)]
-        return out
-
-    def _order(self, rows: Tensor | slice) -> Tensor:
-        return self.table.order[rows].to(self.buffers.device)
+        return self.buffers[self._last, self._place]

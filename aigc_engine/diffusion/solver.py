@@ -295,38 +295,38 @@ class UpdateTable:
 
 def update_table(recipes: Sequence[Recipe]) -> UpdateTable:
     """The table of a batch with one recipe per row."""
-    solved = [solve(replace(recipe, guidance=1.0)) for recipe in recipes]
+    distinct = {recipe: index for index, recipe in enumerate(dict.fromkeys(recipes))}
+    solved = [solve(replace(recipe, guidance=1.0)) for recipe in distinct]
+    which = np.array([distinct[recipe] for recipe in recipes])
     lengths = np.array([len(rows) for rows in solved])
-    order = np.argsort(-lengths, kind="stable")
-    E, B = int(lengths.max()), len(recipes)
-    t, noise = np.zeros((E, B)), np.zeros((E, B))
-    coefficients, preview = np.zeros((E, B, 6)), np.zeros((E, B, 3))
-    draws = np.zeros(E, dtype=bool)
-    for b, index in enumerate(order):
-        rows, g, n = solved[index], recipes[index].guidance, lengths[index]
-        split = np.array([g, 1.0 - g])
-        t[:n, b], noise[:n, b] = rows.t, rows.noise_scale
-        coefficients[:n, b, [0, 3]] = rows.coefficients[:, [0, 2]]
-        coefficients[:n, b, 1:3] = rows.coefficients[:, 1:2] * split
-        coefficients[:n, b, 4:6] = rows.coefficients[:, 3:4] * split
-        preview[:n, b, 0], preview[:n, b, 1:] = rows.preview[:, 0], rows.preview[:, 1:] * split
+    order = np.argsort(-lengths[which], kind="stable")
+    which = which[order]
+    E, R = int(lengths.max()), len(solved)
+    t, noise, draws = np.zeros((E, R)), np.zeros((E, R)), np.zeros(E, dtype=bool)
+    coefficients, preview = np.zeros((E, R, 6)), np.zeros((E, R, 3))
+    for r, (recipe, rows) in enumerate(zip(distinct, solved, strict=True)):
+        n, split = len(rows), np.array([recipe.guidance, 1.0 - recipe.guidance])
+        t[:n, r], noise[:n, r] = rows.t, rows.noise_scale
+        coefficients[:n, r, [0, 3]] = rows.coefficients[:, [0, 2]]
+        coefficients[:n, r, 1:3] = rows.coefficients[:, 1:2] * split
+        coefficients[:n, r, 4:6] = rows.coefficients[:, 3:4] * split
+        preview[:n, r, 0], preview[:n, r, 1:] = rows.preview[:, 0], rows.preview[:, 1:] * split
         draws[:n] |= rows.draws
-    ordered = [solved[index] for index in order]
     return UpdateTable(
-        timesteps=_float32(t),
-        coefficients=_float32(coefficients),
-        noise_scale=_float32(noise),
-        streams=torch.arange(1, E + 1)[:, None].repeat(1, B),
-        active=tuple(int((lengths > k).sum()) for k in range(E)),
-        init_scale=_float32(np.array([rows.init_scale for rows in ordered])),
-        start_scale=_float32(np.array([rows.start_scale for rows in ordered])),
-        preview=_float32(preview),
-        evaluations=tuple(int(n) for n in lengths[order]),
+        timesteps=_float32(t[:, which]),
+        coefficients=_float32(coefficients[:, which]),
+        noise_scale=_float32(noise[:, which]),
+        streams=torch.arange(1, E + 1)[:, None].repeat(1, len(which)),
+        active=tuple((lengths[which] > np.arange(E)[:, None]).sum(axis=1).tolist()),
+        init_scale=_float32(np.array([rows.init_scale for rows in solved])[which]),
+        start_scale=_float32(np.array([rows.start_scale for rows in solved])[which]),
+        preview=_float32(preview[:, which]),
+        evaluations=tuple(lengths[which].tolist()),
         order=torch.from_numpy(order.astype(np.int64)),
-        guided=any(recipe.guidance != 1.0 for recipe in recipes),
-        draws=tuple(map(bool, draws)),
-        noisy=tuple(map(bool, (noise != 0).any(axis=1))),
-        remembers=tuple(map(bool, (coefficients[..., 3:] != 0).any(axis=(1, 2)))),
+        guided=any(recipe.guidance != 1.0 for recipe in distinct),
+        draws=tuple(draws.tolist()),
+        noisy=tuple((noise != 0).any(axis=1).tolist()),
+        remembers=tuple((coefficients[..., 3:] != 0).any(axis=(1, 2)).tolist()),
     )
 
 
