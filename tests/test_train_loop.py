@@ -119,7 +119,7 @@ def test_refuses_to_overwrite_or_to_resume_what_is_not_there(tmp_path: Path) -> 
 def test_a_damaged_state_is_refused(tmp_path: Path) -> None:
     run(TinyTask(at=interrupt_at(2)), tmp_path, progress=False)
     content = (tmp_path / STATE_FILE).read_bytes()
-    bomb = pickle.dumps(Path("x"))
+    bomb = pickle.dumps(Path("x"), protocol=2)
     for damaged in (b"", content[:100], content[: len(content) // 2], content[:-30], bomb, b"hello"):
         (tmp_path / STATE_FILE).write_bytes(damaged)
         with pytest.raises(ValueError, match="resume found a damaged"):
