@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import threading
 
 import pytest
@@ -300,6 +301,17 @@ def test_what_a_callback_raises_ends_the_run(kind):
     with pytest.raises(kind, match="stop here"):
         sample(mlp, (2, 4), steps=10, callback=callback)
     assert sample(mlp, (2, 4), steps=2).isfinite().all()  # and leaves nothing behind
+
+
+def test_interrupts_end_the_run():
+    def denoiser(x, t, cond):
+        if t[0] < 500:
+            _thread.interrupt_main()
+        return mlp(x, t)
+
+    with pytest.raises(KeyboardInterrupt):
+        sample(denoiser, (2, 4), steps=900, solver="ddim")
+    assert sample(mlp, (2, 4), steps=2).isfinite().all()
 
 
 def test_a_denoiser_that_raises_keeps_its_exception():

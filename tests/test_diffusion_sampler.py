@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from aigc_engine import zoo
-from aigc_engine.diffusion import Cancelled, DiffusionSampler
+from aigc_engine.diffusion import Cancelled, DiffusionSampler, Spacing
 from aigc_engine.models.unet import UNet
 from aigc_engine.models.vae import VAE
 
@@ -72,6 +72,16 @@ def test_counts(sampler):
     assert len(sampler.sample(label=[1, 2])) == 2
     assert len(sampler.sample(label=torch.tensor([1, 2, 0]))) == 3
     assert torch.equal(sampler.sample(2, label=1), sampler.sample(label=[1, 1]))
+
+
+def test_heun_takes_the_nodes_of_its_paper(sampler):
+    karras = Spacing(sigmas="karras", sigma_max=80.0)
+    assert torch.equal(
+        sampler.sample(seed=4, solver="heun"), sampler.sample(seed=4, solver="heun", spacing=karras)
+    )
+    mixed = sampler.sample(2, seed=4, solver=["heun", "ddim"])
+    assert torch.equal(mixed[:1], sampler.sample(seed=4, solver="heun"))
+    assert torch.equal(mixed[1:], sampler.sample(seed=5))
 
 
 def test_label_and_guidance_matter(sampler):

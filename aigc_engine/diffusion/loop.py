@@ -55,7 +55,8 @@ class Evaluator:
     def __call__(self, k: int, state: Tensor) -> Outputs:
         rows = len(state)
         copies = 2 if self._table.guided else 1
-        t = self._table.timesteps[k, :rows].repeat(copies)
+        t = self._table.timesteps[k, :rows]
+        t = torch.cat([t, t]) if copies == 2 else t
         x = torch.cat([state, state]) if copies == 2 else state
         x = x.to(self._dtype)
         version = _version(x)

@@ -13,13 +13,15 @@ from aigc_engine.diffusion.arguments import Generators
 from aigc_engine.diffusion.control import Callback, Event, Monitor
 from aigc_engine.diffusion.guidance import Conditions
 from aigc_engine.diffusion.loop import BUFFERS, Denoiser, Draw, Evaluator, Run
-from aigc_engine.diffusion.schedule import Schedule, schedule_of
+from aigc_engine.diffusion.schedule import VP, Schedule, schedule_of
 from aigc_engine.diffusion.solver import Recipe, UpdateTable, update_table
 from aigc_engine.diffusion.spacing import Spacing, spacing_of
 from aigc_engine.latents import count, integer, seed_rows
 from aigc_engine.models.unet import UNet
 from aigc_engine.ops import linear_update, philox_normal
 from aigc_engine.zoo import Checkpoint
+
+HEUN_SIGMA_MAX = 80.0  # Karras et al. 2022, table 1
 
 
 @torch.no_grad()
@@ -220,7 +222,7 @@ class DiffusionSampler:
         steps: int | Sequence[int] | None = None,
         solver: str | Sequence[str] | None = None,
         guidance: float | Sequence[float] | None = None,
-        spacing: str | Spacing | None = None,
+        spacing: str | Spacing | None | Sequence[str | Spacing | None] = None,
         eta: float | Sequence[float] = 0.0,
         start: Tensor | None = None,
         strength: float | Sequence[float] | None = None,
@@ -234,8 +236,8 @@ class DiffusionSampler:
             n: number of images, >= 1; None takes as many as seed or label has, else one.
             seed: int, rows take seed, seed + 1, ...; or n seeds.
             label: class of all, or n classes, in [0, num_classes); None samples without a class.
-            steps, solver, guidance, spacing: as in `sample`; None takes the sampler's own. Without a label
-                guidance has nothing to do.
+            steps, solver, guidance, spacing: as in `sample`; None takes the sampler's own (spacing of heun:
+                Karras sigmas up to 80). Without a label guidance has nothing to do.
             eta, start, strength, callback, progress, cancel: as in `sample`.
 
         Returns:
@@ -251,15 +253,20 @@ class DiffusionSampler:
         labels = null if label is None else self._labels(label, n)
         if guidance is None:
             guidance = self.guidance
+        if solver is None:
+            solver = self.solver
+        if spacing is None:
+            rows = arguments.per_row("solver", solver, n)
+            spacing = [self._usual_spacing(name) for name in rows]
         images = sample(
             self.model,
             (n, *self.image_shape),
-            solver=self.solver if solver is None else solver,
+            solver=solver,
             steps=self.steps if steps is None else steps,
             seed=seed,
             schedule=self.schedule,
             prediction=self.prediction,
-            spacing=self.spacing if spacing is None else spacing,
+            spacing=spacing,
             eta=eta,
             guidance=1.0 if label is None else guidance,
             cond=labels,
@@ -271,6 +278,16 @@ class DiffusionSampler:
             cancel=cancel,
         )
         return images.clamp_(-1.0, 1.0)
+
+    def _usual_spacing(self, solver: str) -> Spacing:
+        """The sampler's own, but heun's nodes as its paper lays them.
+
+        Its steps are straight lines in sigma, which even timesteps make too long near pure noise.
+        """
+        if solver != "heun" or self.spacing.sigmas is not None or not isinstance(self.schedule, VP):
+            return self.spacing
+        sigma_max = min(HEUN_SIGMA_MAX, float(self.schedule.sigmas[-1]))
+        return Spacing(sigmas="karras", sigma_max=sigma_max, final=self.spacing.final)
 
     @staticmethod
     def _count(n: int | None, seed: Any, label: Any) -> int:

@@ -73,7 +73,8 @@ class Recipe:
         https://arxiv.org/abs/2207.12598
 
     Args:
-        solver: a name in `SOLVERS`.
+        solver: a name in `SOLVERS`. heun's steps are straight in sigma / alpha: on schedules that end near
+            alpha = 0 it wants Karras sigmas, or many steps.
         steps: number of steps of the whole trajectory.
         schedule: the noise schedule that the model was trained on.
         prediction: what the model predicts: "eps", "v", "x0", "flow" or "edm".
