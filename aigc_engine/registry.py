@@ -53,10 +53,15 @@ def _triton(op: str, dtypes: frozenset[torch.dtype] = GPU_FLOATS, **limits: Rang
     return Line(op, "triton", f"aigc_engine.kernels.{op}:{op}", frozenset({"cuda"}), dtypes, limits)
 
 
+def _cuda(op: str, dtypes: frozenset[torch.dtype] = FLOATS, **limits: Range | frozenset) -> Line:
+    return Line(op, "cuda", f"aigc_engine.native.cuda:{op}", frozenset({"cuda"}), dtypes, limits)
+
+
 LINES: tuple[Line, ...] = (
     _triton("attention", D=Range(16, 128), mask=frozenset({"none", "key_padding"})),
     _native("bias_act", "activation"),
     _triton("bias_act"),
+    _native("decoder_step", "decode", FLOAT32),
     _native("geglu", "activation"),
     _native("group_norm", "norm"),
     _native("group_norm_silu", "norm"),
@@ -64,6 +69,7 @@ LINES: tuple[Line, ...] = (
     _native("layer_norm", "norm"),
     _native("linear_update", "diffusion"),
     _triton("linear_update", FLOATS),
+    _cuda("linear_update"),
     _native("philox_normal", "random", INT64, device=frozenset({"cpu"})),
     _native("philox_uniform", "random", INT64),
     _native("rms_norm", "norm"),

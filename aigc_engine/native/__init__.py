@@ -84,3 +84,8 @@ def use_threads(count: int) -> Iterator[None]:
         yield
     finally:
         _threads.reset(token)
+
+
+def is_channels_last(x: torch.Tensor) -> bool:
+    """Whether x (B, C, H, W) is stored as (B, H, W, C) and not contiguous as well."""
+    return x.ndim == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)

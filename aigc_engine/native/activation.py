@@ -32,7 +32,9 @@ def bias_act(
     gain: float = 1.0,
     clamp: float | None = None,
 ) -> Tensor:
-    channels_last = x.ndim == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+    channels_last = (
+        x.ndim == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+    )
     if not channels_last:
         x = x.contiguous()
     out = torch.empty_like(x)
@@ -56,3 +58,28 @@ def bias_act(
             threads(),
         )
     return out
+
+
+def _glu(x: Tensor, act: str, gate_first: bool) -> Tensor:
+    x = x.contiguous()
+    width = x.shape[-1] // 2
+    out = x.new_empty((*x.shape[:-1], width))
+    _native.glu(
+        x.data_ptr(),
+        out.data_ptr(),
+        x.numel() // (2 * width),
+        width,
+        DTYPE_CODES[x.dtype],
+        ACTIVATION_CODES[act],
+        gate_first,
+        threads(),
+    )
+    return out
+
+
+def geglu(x: Tensor) -> Tensor:
+    return _glu(x, "gelu", gate_first=False)
+
+
+def swiglu(x: Tensor) -> Tensor:
+    return _glu(x, "silu", gate_first=True)

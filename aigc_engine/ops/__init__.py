@@ -1,19 +1,28 @@
 """Operations: each holds its signature, docstring, validation, reference and samples (see `dispatch.op`)."""
 
-from aigc_engine.ops.activation import bias_act
+from aigc_engine.ops.activation import bias_act, geglu, swiglu
 from aigc_engine.ops.attention import attention
 from aigc_engine.ops.decode import sample_token
+from aigc_engine.ops.decoder import decoder_step
 from aigc_engine.ops.diffusion import linear_update
 from aigc_engine.ops.gan import modulated_conv2d, upfirdn2d
+from aigc_engine.ops.norm import group_norm, group_norm_silu, layer_norm, rms_norm
 from aigc_engine.ops.random import philox_normal, philox_uniform
 
 __all__ = [
     "attention",
     "bias_act",
+    "decoder_step",
+    "geglu",
+    "group_norm",
+    "group_norm_silu",
+    "layer_norm",
     "linear_update",
     "modulated_conv2d",
     "philox_normal",
     "philox_uniform",
+    "rms_norm",
     "sample_token",
+    "swiglu",
     "upfirdn2d",
 ]

@@ -115,3 +115,92 @@ def bias_act(
     if clamp is not None:
         y = y.clamp(-clamp, clamp)
     return y.to(x.dtype)
+
+
+def _check_halves(name: str, x: Tensor) -> None:
+    checks.floating(name, "x", x)
+    checks.rank(name, "x", x, 1)
+    if x.shape[-1] < 2 or x.shape[-1] % 2:
+        raise ValueError(f"{name}: x shape {tuple(x.shape)}, expected an even last axis: two halves")
+
+
+def _check_geglu(x: Tensor) -> None:
+    _check_halves("geglu", x)
+
+
+def _check_swiglu(x: Tensor) -> None:
+    _check_halves("swiglu", x)
+
+
+def _samples_glu(dtype: torch.dtype, device: str) -> Iterator[Sample]:
+    g = torch.Generator().manual_seed(0)
+
+    def randn(*shape: int) -> Tensor:
+        return (torch.randn(shape, generator=g) * 3).to(device, dtype)
+
+    for D in (1, 15, 16, 17, 31, 32, 33, 65, 1000):
+        yield Sample(f"width_{D}", (randn(3, 2 * D),), batch_axis=0)
+    yield Sample("tokens", (randn(2, 5, 96),), batch_axis=0)
+    yield Sample("transposed", (randn(3, 64, 5).transpose(1, 2),), batch_axis=0)
+    yield Sample("one_axis", (randn(64),))
+    yield Sample("empty", (randn(0, 64),))
+    yield Sample("sd15_unet_32px_latent", (randn(2048, 5120),), bench=True)
+    yield Sample("llama_1b_512_tokens", (randn(512, 11008),), bench=True)
+
+
+def _glu_cost(x: Tensor) -> tuple[float, float]:
+    return 10.0 * x.numel(), 1.5 * x.numel() * x.element_size()
+
+
+def _widened(x: Tensor) -> Tensor:
+    return x.float() if x.dtype == torch.bfloat16 else x
+
+
+@op(check=_check_geglu, samples=_samples_glu, dtypes=checks.FLOATS, cost=_glu_cost)
+def geglu(x: Tensor) -> Tensor:
+    r"""Gated linear unit with gelu (erf): the value is the first half, the gate the second.
+
+    .. math:: y = a\,\operatorname{gelu}(g), \quad x = [a\,|\,g]
+
+    References:
+        N. Shazeer, "GLU Variants Improve Transformer", 2020, https://arxiv.org/abs/2002.05202
+
+    Args:
+        x: (..., 2 D) floating, in diffusers' order of the halves.
+
+    Returns:
+        (..., D) in x's dtype.
+
+    Precision: computed in float32, rounded once.
+
+    Raises:
+        TypeError: x isn't floating.
+        ValueError: the last axis isn't even.
+    """
+    value, gate = _widened(x).chunk(2, dim=-1)
+    return (value * F.gelu(gate)).to(x.dtype)
+
+
+@op(check=_check_swiglu, samples=_samples_glu, dtypes=checks.FLOATS, cost=_glu_cost)
+def swiglu(x: Tensor) -> Tensor:
+    r"""Gated linear unit with silu: the gate is the first half, the value the second.
+
+    .. math:: y = \operatorname{silu}(g)\,a, \quad x = [g\,|\,a]
+
+    References:
+        N. Shazeer, "GLU Variants Improve Transformer", 2020, https://arxiv.org/abs/2002.05202
+
+    Args:
+        x: (..., 2 D) floating, in Llama's order of the halves (gate_proj, up_proj).
+
+    Returns:
+        (..., D) in x's dtype.
+
+    Precision: computed in float32, rounded once.
+
+    Raises:
+        TypeError: x isn't floating.
+        ValueError: the last axis isn't even.
+    """
+    gate, value = _widened(x).chunk(2, dim=-1)
+    return (F.silu(gate) * value).to(x.dtype)

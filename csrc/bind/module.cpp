@@ -25,6 +25,7 @@ PYBIND11_MODULE(_native, m) {
 #endif
   aigc::bind_activation(m);
   aigc::bind_diffusion(m);
+  aigc::bind_norm(m);
   aigc::bind_random(m);
   aigc::bind_decode(m);
 }

@@ -30,6 +30,25 @@ struct PerRow {
   __attribute__((always_inline)) T at(int64_t row) const { return values ? values[row] : value; }
 };
 
+// x (rows, C), C = heads * head_dim, goes through every block of a decoder-only transformer, in place.
+constexpr int kDecoderWeights = 12;
+struct DecoderStepArgs {
+  float* x;
+  const float* keys;  // (layers, rows, heads, capacity, head_dim), lengths[row] positions of which count
+  const float* values;
+  const int64_t* lengths;
+  const float* phases;  // (rows, head_dim / 2, 2): cosine and sine; may be null
+  // Per layer: norm, query-key-value, output, norm, up, down; each a weight and its bias, which may be null.
+  // A norm without bias is an RMS norm. up_width is 2 down_width for SwiGLU, down_width for GELU.
+  const float* const* weights;
+  float* new_keys;  // (layers, rows, heads, head_dim)
+  float* new_values;
+  float* scratch;  // rows * (5 C + up_width + heads * (capacity + 1))
+  int64_t layers, rows, heads, head_dim, capacity, up_width, down_width;
+  float eps;
+  int threads;
+};
+
 constexpr int64_t kBadLogits = -1, kBadPrevious = -2;
 
 // tokens[row]: drawn from row `row` of logits (rows, vocabulary), or kBadLogits, kBadPrevious.
@@ -82,6 +101,45 @@ struct LinearUpdateArgs {
   uint8_t* not_finite;  // (rows), set to 1 where a row got NaN or infinity; may be null
   int64_t rows, count;
   DType dtype;
+  int threads;
+};
+
+// out = (x - mean) / sqrt(variance + eps) * weight + bias over groups of channels, then silu when asked for.
+// x is (batch, channels, inner), or (batch, inner, channels) when channels_last.
+struct GroupNormArgs {
+  const void* x;
+  const void* weight;  // (channels); may be null
+  const void* bias;    // (channels); may be null
+  void* out;
+  float* workspace;  // group_norm_workspace() of them
+  int64_t batch, channels, inner, groups;
+  bool channels_last, silu;
+  DType dtype;
+  float eps;
+  int threads;
+};
+
+// layer_norm: the same over each of `rows` contiguous rows of `width` elements; rms_norm: without mean and
+// bias.
+struct LayerNormArgs {
+  const void* x;
+  const void* weight;  // (width); may be null
+  const void* bias;    // (width); may be null
+  void* out;
+  int64_t rows, width;
+  DType dtype;
+  float eps;
+  int threads;
+};
+
+// out (rows, width) = act(gate) * value, the two halves of x (rows, 2 width).
+struct GluArgs {
+  const void* x;
+  void* out;
+  int64_t rows, width;
+  DType dtype;
+  Activation act;
+  bool gate_first;
   int threads;
 };
 

@@ -5,9 +5,14 @@
 
 #define AIGC_CPU_KERNELS(X)            \
   X(bias_act, BiasActArgs)             \
+  X(decoder_step, DecoderStepArgs)     \
+  X(glu, GluArgs)                      \
+  X(group_norm, GroupNormArgs)         \
+  X(layer_norm, LayerNormArgs)         \
   X(linear_update, LinearUpdateArgs)   \
   X(philox_normal, PhiloxNormalArgs)   \
   X(philox_uniform, PhiloxUniformArgs) \
+  X(rms_norm, LayerNormArgs)           \
   X(sample_token, SampleTokenArgs)
 
 namespace aigc {
