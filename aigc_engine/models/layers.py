@@ -48,7 +48,13 @@ def rowwise_silu(x: Tensor) -> Tensor:
 
 def group_norm_silu(x: Tensor, norm: nn.GroupNorm) -> Tensor:
     """SiLU(GroupNorm(x)) of x (B, C, H, W)."""
-    return F.silu(F.group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps))
+    weight, bias = norm.weight.to(x.dtype), norm.bias.to(x.dtype)  # they differ under autocast
+    return ops.group_norm_silu(x, norm.num_groups, weight, bias, eps=norm.eps)
+
+
+def group_norm(x: Tensor, norm: nn.GroupNorm) -> Tensor:
+    """GroupNorm(x) of x (B, C, H, W)."""
+    return ops.group_norm(x, norm.num_groups, norm.weight.to(x.dtype), norm.bias.to(x.dtype), eps=norm.eps)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

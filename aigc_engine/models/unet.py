@@ -12,6 +12,7 @@ from aigc_engine.models.layers import (
     RowwiseLinear,
     attention,
     channels_last,
+    group_norm,
     group_norm_silu,
     rowwise_silu,
     timestep_embedding,
@@ -64,8 +65,8 @@ class AttentionBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         B, C, H, W = x.shape
-        qkv = self.qkv(self.norm(x)).permute(0, 2, 3, 1).reshape(B, H * W, 3, self.heads, C // self.heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        qkv = self.qkv(group_norm(x, self.norm)).permute(0, 2, 3, 1)
+        q, k, v = qkv.reshape(B, H * W, 3, self.heads, C // self.heads).permute(2, 0, 3, 1, 4)
         h = attention(q, k, v).permute(0, 2, 1, 3).reshape(B, H, W, C).permute(0, 3, 1, 2)
         return x + self.out(h)
 
