@@ -1,5 +1,6 @@
 #include "runtime/thread_pool.h"
 
+#include <dlfcn.h>
 #include <pthread.h>
 #include <signal.h>
 
@@ -175,10 +176,17 @@ class Pool {
 // Never destroyed: workers may outlive static destructors, and a forked child leaves its parent's pool
 // behind.
 std::atomic<Pool*> pool_pointer{nullptr};
+std::atomic<bool> forked{false};
+
+void watch_forks() {
+  static const int registered = pthread_atfork(nullptr, nullptr, [] {
+    pool_pointer.store(nullptr);
+    forked.store(true);
+  });
+  (void)registered;
+}
 
 Pool& pool() {
-  static const int registered = pthread_atfork(nullptr, nullptr, [] { pool_pointer.store(nullptr); });
-  (void)registered;
   Pool* current = pool_pointer.load(std::memory_order_acquire);
   if (current) return *current;
   Pool* fresh = new Pool;
@@ -187,6 +195,35 @@ Pool& pool() {
   return *current;
 }
 
+// PyTorch's OpenMP workers spin for milliseconds after each of its ops, on the very cores that ours would
+// need: group_norm between two of them took 3.3 ms on two threads where 1.6 were its own. So where that
+// runtime is loaded (libgomp, or another with its entry point) its workers, who are awake, run our chunks. A
+// forked child can't use it and makes a pool of its own.
+using OpenMP = void (*)(void (*body)(void*), void* data, unsigned threads, unsigned flags);
+
+OpenMP openmp() {
+  static const OpenMP found = reinterpret_cast<OpenMP>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
+  return forked.load(std::memory_order_relaxed) ? nullptr : found;
+}
+
+std::atomic<bool> team_busy{false};
+
+struct Team {
+  ChunkBody body;
+  const void* context;
+  int64_t count, chunks;
+  std::atomic<int64_t> next{0};
+
+  static void work(void* data) {
+    Team& team = *static_cast<Team*>(data);
+    for (;;) {
+      const int64_t i = team.next.fetch_add(1, std::memory_order_relaxed);
+      if (i >= team.chunks) return;
+      team.body(team.context, team.count * i / team.chunks, team.count * (i + 1) / team.chunks);
+    }
+  }
+};
+
 }  // namespace
 
 void parallel_for(int64_t count, int64_t grain, int threads, ChunkBody body, const void* context) {
@@ -194,7 +231,14 @@ void parallel_for(int64_t count, int64_t grain, int threads, ChunkBody body, con
   const int64_t most = std::max<int64_t>(1, count / std::max<int64_t>(1, grain));
   const int64_t used = std::min<int64_t>({threads, most, kMaxWorkers + 1});
   if (used <= 1) return body(context, 0, count);
-  pool().run(count, std::min(most, used * kChunksPerThread), int(used), body, context);
+  const int64_t chunks = std::min(most, used * kChunksPerThread);
+  watch_forks();
+  const OpenMP run = openmp();
+  if (!run) return pool().run(count, chunks, int(used), body, context);
+  if (team_busy.exchange(true, std::memory_order_acquire)) return body(context, 0, count);
+  Team team{body, context, count, chunks};
+  run(&Team::work, &team, unsigned(used), 0);
+  team_busy.store(false, std::memory_order_release);
 }
 
 int pool_workers() {
