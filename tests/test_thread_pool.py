@@ -158,10 +158,14 @@ def test_environment_sets_the_default() -> None:
 
 
 def test_signals_stay_with_the_main_thread() -> None:
-    """A worker that took the signal would leave a sleeping main thread asleep."""
+    """A worker of our pool that took the signal would leave a sleeping main thread asleep."""
     code = """
 import signal
 with native.use_threads(3):
+    work()
+    child = os.fork()
+    if child:
+        sys.exit(os.waitpid(child, 0)[1])
     work()
 masks = []
 for task in os.listdir("/proc/self/task"):
