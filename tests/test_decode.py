@@ -1,4 +1,4 @@
-"""`sample_token`: the cuts are transformers', the draw is the inverse CDF, and bad input is named."""
+"""`sample_token` cuts as transformers does and draws by the inverse CDF; `decoder_step` keeps rows apart."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from aigc_engine.dispatch import use_backend
-from aigc_engine.ops import sample_token
+from aigc_engine.ops import decoder_step, sample_token
 
 BACKENDS = ("native", "reference")
 GRID = 1 << 14
@@ -182,3 +182,68 @@ def test_bad_arguments_are_named(kwargs: dict, error: type[Exception], message: 
     arguments = {"logits": torch.zeros(2, 10), "uniform": torch.zeros(2)} | kwargs
     with pytest.raises(error, match=f"sample_token: {message}"):
         sample_token(arguments.pop("logits"), arguments.pop("uniform"), **arguments)
+
+
+def a_step(rows: int = 6) -> tuple[list, dict]:
+    sample = next(s for s in decoder_step.samples(torch.float32, "cpu") if s.name == "llama_rows")
+    x, keys, values, lengths, blocks = sample.args
+    phases = sample.kwargs["phases"]
+    return [x[:rows], keys[:, :rows], values[:, :rows], lengths[:rows], blocks], {"phases": phases[:rows]}
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("name", ["native", "reference"])
+def test_decoder_step_rows_do_not_see_their_neighbours(name: str) -> None:
+    args, kwargs = a_step(9)
+    x, keys, values, lengths, blocks = args
+    with use_backend(decoder_step=name), torch.no_grad():
+        whole = decoder_step(*args, **kwargs)
+        for rows in (slice(0, 1), slice(3, 4), slice(2, 7)):
+            part = decoder_step(
+                x[rows], keys[:, rows], values[:, rows], lengths[rows], blocks, phases=kwargs["phases"][rows]
+            )
+            assert torch.equal(part[0], whole[0][rows])
+            assert torch.equal(part[1], whole[1][:, rows])
+            assert torch.equal(part[2], whole[2][:, rows])
+
+
+@pytest.mark.parametrize("name", ["native", "reference"])
+def test_decoder_step_ignores_what_lies_beyond_the_length(name: str) -> None:
+    args, kwargs = a_step()
+    x, keys, values, lengths, blocks = args
+    with use_backend(decoder_step=name):
+        before = decoder_step(*args, **kwargs)
+        beyond = (torch.arange(keys.shape[3]) >= lengths[:, None])[None, :, None, :, None]
+        after = decoder_step(
+            x, keys.masked_fill(beyond, 1e6), values.masked_fill(beyond, -1e6), lengths, blocks, **kwargs
+        )
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "error", "message"),
+    [
+        (0, torch.zeros(6, 95), ValueError, "keys with 3 heads of 32, expected 95"),
+        (0, torch.zeros(6, 96).double(), TypeError, "keys torch.float32, expected torch.float64"),
+        (1, torch.zeros(2, 6, 3, 40), ValueError, "keys has 4 dimensions"),
+        (2, torch.zeros(2, 6, 3, 39, 32), ValueError, "values shape"),
+        (3, torch.zeros(6), TypeError, "lengths torch.float32"),
+        (
+            3,
+            torch.tensor([0, 1, 2, 3, 4, 41]),
+            ValueError,
+            r"lengths \[0, 1, 2, 3, 4, 41\], expected 0 to 40",
+        ),
+        (3, torch.tensor([0, 1, 2, 3, 4, -1]), ValueError, "lengths .*, expected 0 to 40"),
+        (4, [[None] * 11] * 2, ValueError, r"blocks\[0\] has 11 entries"),
+        (4, [[None] * 12] * 2, TypeError, r"blocks\[0\] norm1 NoneType"),
+    ],
+    ids=str,
+)
+def test_decoder_step_names_bad_arguments(
+    place: int, value: object, error: type[Exception], message: str
+) -> None:
+    args, kwargs = a_step()
+    args[place] = value
+    with pytest.raises(error, match=f"decoder_step: {message}"):
+        decoder_step(*args, **kwargs)

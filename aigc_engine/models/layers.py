@@ -14,24 +14,11 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aigc_engine import ops
-
-ROWS = 16
-
-
-def rowwise_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, block: int = ROWS) -> Tensor:
-    """`x W^T + b` on x (B, K), with the same bits for a row in every batch: computed in blocks of 16 rows.
-
-    Another `block` does where each holds the rows of one sample.
-    """
-    rows = x.shape[0]
-    if torch.is_grad_enabled() or rows == 0 or rows == block:
-        return F.linear(x, weight, bias)
-    blocks = F.pad(x, (0, 0, 0, -rows % block)).split(block)
-    return torch.cat([F.linear(block, weight, bias) for block in blocks])[:rows]
+from aigc_engine.ops.rowwise import rowwise_linear as rowwise_linear  # the models take both from here
+from aigc_engine.ops.rowwise import rowwise_silu as rowwise_silu
 
 
 class RowwiseLinear(nn.Linear):
@@ -39,11 +26,6 @@ class RowwiseLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         return rowwise_linear(input, self.weight, self.bias)
-
-
-def rowwise_silu(x: Tensor) -> Tensor:
-    """`x sigmoid(x)` by way of tanh, whose CPU kernel treats the tail of a vector like its body."""
-    return x * (0.5 * torch.tanh(0.5 * x) + 0.5)
 
 
 def group_norm_silu(x: Tensor, norm: nn.GroupNorm) -> Tensor:

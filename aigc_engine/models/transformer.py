@@ -15,21 +15,19 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from aigc_engine.models.layers import ROWS, rowwise_linear, rowwise_silu
+from aigc_engine import ops
+from aigc_engine.ops.rowwise import rowwise_linear, rowwise_silu
 
 VARIANTS = ("gpt2", "llama")
 ROPE_BASE = 10_000.0
 NORM_EPS = 1e-5
-# Copies of the query row in a decoding step: with one, the batched product of a single small matrix rounded
-# differently from that of many (PyTorch 2.13, two threads, N = 1, D = 16 and 32).
-QUERY_ROWS = 4
 
 
 class LayerNorm(nn.Module):
@@ -39,7 +37,7 @@ class LayerNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, NORM_EPS)
+        return ops.layer_norm(x, self.weight, self.bias, eps=NORM_EPS)
 
 
 class RMSNorm(nn.Module):
@@ -48,7 +46,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + NORM_EPS) * self.weight
+        return ops.rms_norm(x, self.weight, eps=NORM_EPS)
 
 
 def rotary_table(length: int, head_dim: int) -> Tensor:
@@ -66,7 +64,7 @@ def rotate(x: Tensor, phases: Tensor) -> Tensor:
 
 @dataclass
 class KVCache:
-    """Keys and values of what each row has read: two tensors (depth, B, N, S, D), S = context.
+    """Keys and values of what each row has read, (depth, B, N, S, D), S = context; `blocks` are the weights.
 
     `lengths` (B,) says how many positions of each row are filled. Shapes don't depend on how far the rows
     are, so that a row's bits don't depend on its neighbours.
@@ -75,10 +73,11 @@ class KVCache:
     keys: Tensor
     values: Tensor
     lengths: Tensor
+    blocks: Sequence[tuple[Tensor | None, ...]]
 
     def select(self, rows: Tensor) -> KVCache:
         """The cache of these rows only."""
-        return KVCache(self.keys[:, rows], self.values[:, rows], self.lengths[rows])
+        return KVCache(self.keys[:, rows], self.values[:, rows], self.lengths[rows], self.blocks)
 
 
 class Attention(nn.Module):
@@ -115,15 +114,6 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     weights = torch.softmax(scores + mask.to(scores.dtype), dim=-1, dtype=scores.dtype)
     mixed = torch.bmm(weights, v).unflatten(0, (batch, heads))
     return mixed.transpose(1, 2).flatten(2)
-
-
-def cached_attention(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
-    """One query per row: q (B, N, D) on keys, values (B, N, S, D), mask (B, S) added to scores: (B, N D)."""
-    batch, heads, length, dim = keys.shape
-    rows = (q * dim**-0.5).reshape(batch * heads, 1, dim).expand(-1, QUERY_ROWS, -1)
-    scores = torch.bmm(rows, keys.flatten(0, 1).transpose(1, 2)).view(batch, -1, length)
-    weights = torch.softmax(scores + mask[:, None], dim=-1).view(batch * heads, QUERY_ROWS, length)
-    return torch.bmm(weights, values.flatten(0, 1))[:, 0].reshape(batch, heads * dim)
 
 
 def linear(layer: nn.Linear, x: Tensor, block: int) -> Tensor:
@@ -184,6 +174,12 @@ class Block(nn.Module):
     def forward(self, x: Tensor, mask: Tensor, phases: Tensor | None) -> Tensor:
         x = x + self.attention(self.norm1(x), mask, phases)
         return x + self.mlp(self.norm2(x))
+
+    def entries(self) -> tuple[Tensor | None, ...]:
+        """Weights and biases in the order of `ops.decoder_step`."""
+        up = self.mlp.up if isinstance(self.mlp, GELUMLP) else self.mlp.gate_up
+        parts = (self.norm1, self.attention.qkv, self.attention.out, self.norm2, up, self.mlp.down)
+        return tuple(t for part in parts for t in (part.weight, getattr(part, "bias", None)))
 
     def rowwise(self, x: Tensor, block: int, attend: Callable[[Tensor], Tensor]) -> Tensor:
         """The block on x (rows, C), with a row's bits the same in every batch; `attend`: qkv to (rows, C)."""
@@ -261,7 +257,7 @@ class Transformer(nn.Module):
         shape = (len(self.blocks), rows, self.heads, self.context, weight.shape[1] // self.heads)
         keys = torch.zeros(shape, dtype=weight.dtype, device=weight.device)
         lengths = torch.zeros(rows, dtype=torch.int64, device=weight.device)
-        return KVCache(keys, torch.zeros_like(keys), lengths)
+        return KVCache(keys, torch.zeros_like(keys), lengths, [block.entries() for block in self.blocks])
 
     def prefill(self, cache: KVCache, rows: Tensor, tokens: Tensor, lengths: Tensor) -> None:
         """Read texts from their beginning: what `rows` (R,) of the cache held is replaced.
@@ -291,23 +287,16 @@ class Transformer(nn.Module):
 
         No row of the cache may be full.
         """
-        count, at = len(tokens), cache.lengths
-        padding = -count % ROWS
-        every = torch.arange(count, device=tokens.device)
-        mask = self.mask[at]
-        x = self.embed(F.pad(tokens, (0, padding)))
+        at = cache.lengths
+        x = self.embed(tokens)
         if self.position is not None:
-            x = x + F.pad(self.position.weight[at], (0, 0, 0, padding))
-        phases = self.phases[at] if self.variant == "llama" else None
-        for depth, block in enumerate(self.blocks):
-
-            def attend(qkv: Tensor, depth: int = depth, attention: Attention = block.attention) -> Tensor:
-                q, k, v = attention.split(qkv[:count], phases)
-                cache.keys[depth, every, :, at] = k
-                cache.values[depth, every, :, at] = v
-                mixed = cached_attention(q, cache.keys[depth], cache.values[depth], mask)
-                return F.pad(mixed, (0, 0, 0, padding))
-
-            x = block.rowwise(x, ROWS, attend)
-        cache.lengths += 1
-        return linear(self.head, self.norm(x), ROWS)[:count]
+            x = x + self.position.weight[at]
+        phases = torch.view_as_real(self.phases)[at] if self.variant == "llama" else None
+        x, keys, values = ops.decoder_step(
+            x, cache.keys, cache.values, at, cache.blocks, phases=phases, eps=NORM_EPS
+        )
+        rows = torch.arange(len(tokens), device=tokens.device)
+        cache.keys[:, rows, :, at] = keys.transpose(0, 1)
+        cache.values[:, rows, :, at] = values.transpose(0, 1)
+        cache.lengths = at + 1
+        return rowwise_linear(self.norm(x), self.head.weight)

@@ -1,6 +1,8 @@
-"""Adapter of the native kernel that chooses tokens."""
+"""Adapters of the native kernels of autoregressive models."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -64,3 +66,44 @@ def _setting(value: float | Tensor, dtype: torch.dtype) -> tuple[Tensor | None, 
     if isinstance(value, Tensor):
         return value.to(dtype).contiguous(), 0
     return None, value
+
+
+def decoder_step(
+    x: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    lengths: Tensor,
+    blocks: Sequence[Sequence[Tensor | None]],
+    *,
+    phases: Tensor | None = None,
+    eps: float = 1e-5,
+) -> tuple[Tensor, Tensor, Tensor]:
+    layers, rows, heads, capacity, dim = keys.shape
+    keys, values, lengths = keys.contiguous(), values.contiguous(), lengths.contiguous()
+    phases = None if phases is None else phases.contiguous()
+    weights = [None if t is None else t.contiguous() for block in blocks for t in block]
+    up_width, down_width = (len(blocks[0][8]), blocks[0][10].shape[1]) if blocks else (0, 0)  # type: ignore
+    out = x.clone(memory_format=torch.contiguous_format)
+    new_keys, new_values = x.new_empty(2, layers, rows, heads, dim)
+    scratch = torch.empty(rows * (5 * heads * dim + up_width + heads * (capacity + 1)))
+    if rows:
+        _native.decoder_step(
+            out.data_ptr(),
+            keys.data_ptr(),
+            values.data_ptr(),
+            lengths.data_ptr(),
+            0 if phases is None else phases.data_ptr(),
+            [0 if t is None else t.data_ptr() for t in weights],
+            new_keys.data_ptr(),
+            new_values.data_ptr(),
+            scratch.data_ptr(),
+            rows,
+            heads,
+            dim,
+            capacity,
+            up_width,
+            down_width,
+            eps,
+            threads(),
+        )
+    return out, new_keys, new_values

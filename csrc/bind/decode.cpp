@@ -1,3 +1,5 @@
+#include <pybind11/stl.h>
+
 #include "bind/bind.h"
 #include "cpu/table.h"
 
@@ -14,6 +16,33 @@ PerRow<T> per_row(const py::object& setting) {
 }  // namespace
 
 void bind_decode(py::module_& m) {
+  m.def("decoder_step", [](uintptr_t x, uintptr_t keys, uintptr_t values, uintptr_t lengths, uintptr_t phases,
+                           const std::vector<uintptr_t>& weights, uintptr_t new_keys, uintptr_t new_values,
+                           uintptr_t scratch, int64_t rows, int64_t heads, int64_t head_dim, int64_t capacity,
+                           int64_t up_width, int64_t down_width, float eps, int threads) {
+    std::vector<const float*> pointers;
+    for (const uintptr_t weight : weights) pointers.push_back(static_cast<const float*>(in(weight)));
+    const DecoderStepArgs args{static_cast<float*>(out(x)),
+                               static_cast<const float*>(in(keys)),
+                               static_cast<const float*>(in(values)),
+                               static_cast<const int64_t*>(in(lengths)),
+                               static_cast<const float*>(in(phases)),
+                               pointers.data(),
+                               static_cast<float*>(out(new_keys)),
+                               static_cast<float*>(out(new_values)),
+                               static_cast<float*>(out(scratch)),
+                               int64_t(pointers.size()) / kDecoderWeights,
+                               rows,
+                               heads,
+                               head_dim,
+                               capacity,
+                               up_width,
+                               down_width,
+                               eps,
+                               threads};
+    py::gil_scoped_release unlocked;
+    kernels().decoder_step(args);
+  });
   // A setting is (address of one value per row or 0, value for all rows).
   m.def("sample_token", [](uintptr_t logits, uintptr_t uniform, uintptr_t tokens, uintptr_t scratch,
                            int64_t rows, int64_t vocabulary, int64_t row_stride, int dtype,
