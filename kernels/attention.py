@@ -42,9 +42,9 @@ def config(t: int, d: int, dtype: torch.dtype, masked: bool) -> Config:
     16-bit, D <= 64: 128 queries x 64 keys, 32 rows per warp, so that a block of k or v read from shared
     memory feeds 32 flops per byte (an sm_80 SM does 16 per byte it can read). Shared memory holds
     `num_stages` blocks of k and v: 3 x 2 x 64 x 64 x 2 = 48 KiB, three programs on an SM of 164 KiB;
-    registers (255 x 128 threads) allow two. A key mask, a tail or D > 64 needs more registers than that:
-    8 warps, fewer keys, fewer stages. float32 has no tensor core to feed: half the tile, over 8 warps.
-    Few queries take a tile of their own size.
+    registers (255 x 128 threads) allow two. Anything more would spill: D > 64 and a key mask take 8 warps,
+    D > 64 and a tail take 32 keys. float32 has no tensor core to feed: half the tile, over 8 warps. Few
+    queries take a tile of their own size.
     """
     block_d, tail_d = split_head(d)
     wide = block_d + tail_d > 64
@@ -52,7 +52,7 @@ def config(t: int, d: int, dtype: torch.dtype, masked: bool) -> Config:
     block_t = min(max(triton.next_power_of_2(t), SMALLEST_DOT), most)
     if dtype == torch.float32:
         return Config(block_t, 16 if wide or tail_d else 32, block_d, tail_d, 8 if block_t == most else 4, 2)
-    block_s = 32 if tail_d or (wide and masked) else 64
+    block_s = 32 if wide or tail_d else 64
     num_warps = 8 if block_t == most and (wide or masked) else 4
     return Config(block_t, block_s, block_d, tail_d, num_warps, 2 if wide else 3)
 
@@ -104,14 +104,17 @@ def _attend(
     TAIL_D: tl.constexpr,
 ):
     """One block of keys: scores, running maximum and sum, and the weighted values added to acc."""
-    s = first + tl.arange(0, BLOCK_S)
+    row = tl.arange(0, BLOCK_S)
+    s = first + row
     inside = tl.full((BLOCK_S, 1), True, tl.int1)
     if CHECKED:
         inside = (s < s_size)[:, None]
-    k = _block(k_ptr, s, k_s, k_d, inside, 0, BLOCK_D, D)
+    k_ptr += first * k_s
+    v_ptr += first * v_s
+    k = _block(k_ptr, row, k_s, k_d, inside, 0, BLOCK_D, D)
     scores = tl.dot(q, tl.trans(k), input_precision="ieee")
     if TAIL_D:
-        k_tail = _block(k_ptr, s, k_s, k_d, inside, BLOCK_D, TAIL_D, D)
+        k_tail = _block(k_ptr, row, k_s, k_d, inside, BLOCK_D, TAIL_D, D)
         scores = tl.dot(q_tail, tl.trans(k_tail), scores, input_precision="ieee")
     scores *= scale_log2
     if MASK:
@@ -128,11 +131,11 @@ def _attend(
     weights = tl.exp2(scores - base[:, None])
     shrink = tl.exp2(highest - base)
     total = total * shrink + tl.sum(weights, 1)
-    v = _block(v_ptr, s, v_s, v_d, inside, 0, BLOCK_D, D)
+    v = _block(v_ptr, row, v_s, v_d, inside, 0, BLOCK_D, D)
     weights = weights.to(v.dtype)
     acc = tl.dot(weights, v, acc * shrink[:, None], input_precision="ieee")
     if TAIL_D:
-        v_tail = _block(v_ptr, s, v_s, v_d, inside, BLOCK_D, TAIL_D, D)
+        v_tail = _block(v_ptr, row, v_s, v_d, inside, BLOCK_D, TAIL_D, D)
         acc_tail = tl.dot(weights, v_tail, acc_tail * shrink[:, None], input_precision="ieee")
     return acc, acc_tail, higher, total
 

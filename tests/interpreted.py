@@ -1,17 +1,19 @@
 """Tests marked `interpreted` run in a process of their own, where Triton interprets its kernels on the CPU.
 
 Triton reads TRITON_INTERPRET when a kernel is defined, so a process that has imported one can't change its
-mind. One subprocess of pytest runs all the marked tests of a session, and each reports its own outcome here.
+mind. A few subprocesses of pytest share the marked tests of a session, and each reports its own outcome here.
 With the variable already set they simply run.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -20,6 +22,7 @@ import pytest
 from aigc_engine import capability
 
 LIMIT_S = 840
+MOST_PROCESSES = 4
 Outcomes = dict[str, tuple[str, str]]
 _outcomes = pytest.StashKey[Outcomes]()
 
@@ -55,25 +58,36 @@ def _key(nodeid: str) -> str:
 
 
 def _run_interpreted(session: pytest.Session) -> Outcomes:
-    """Runs the session's marked tests in one subprocess; their outcomes by `module::name`."""
+    """Runs the session's marked tests in a few subprocesses; their outcomes by `module::name`."""
     marked = [item.nodeid for item in session.items if item.get_closest_marker("interpreted")]
+    shares = min(MOST_PROCESSES, len(capability.cpus()), len(marked))
+    outcomes: Outcomes = {}
+    with ThreadPoolExecutor(shares) as pool:
+        for share in pool.map(
+            functools.partial(_run_share, session), (marked[i::shares] for i in range(shares))
+        ):
+            outcomes |= share
+    return outcomes
+
+
+def _run_share(session: pytest.Session, tests: list[str]) -> Outcomes:
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder, "report.xml")
         quiet = ["-q", "-p", "no:cacheprovider", f"--junitxml={report}"]
         try:
             done = subprocess.run(
-                [sys.executable, "-m", "pytest", *quiet, *marked],
+                [sys.executable, "-m", "pytest", *quiet, *tests],
                 cwd=session.config.rootpath,
-                env={**os.environ, "TRITON_INTERPRET": "1"},
+                env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
                 capture_output=True,
                 text=True,
                 timeout=LIMIT_S,
                 check=False,
             )
         except subprocess.TimeoutExpired:
-            return dict.fromkeys(map(_key, marked), ("error", f"not done after {LIMIT_S} s"))
+            return dict.fromkeys(map(_key, tests), ("error", f"not done after {LIMIT_S} s"))
         ended = done.stdout[-4000:] + done.stderr[-4000:]
-        outcomes = dict.fromkeys(map(_key, marked), ("error", f"the interpreting process ended:\n{ended}"))
+        outcomes = dict.fromkeys(map(_key, tests), ("error", f"the interpreting process ended:\n{ended}"))
         return outcomes | (_read(report) if report.exists() else {})
 
 

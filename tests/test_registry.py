@@ -61,7 +61,7 @@ def test_native_adapters_and_lines_agree() -> None:
         served = {f"{module.__name__}:{public}" for public in NAMED if hasattr(module, public)}
         assert served, f"{name}.py serves no op"
         adapters |= served
-    assert adapters == {line.impl for line in LINES if line.backend == "native"}
+    assert adapters == {line.impl for line in LINES if line.backend in ("native", "cuda")}
 
 
 @pytest.mark.parametrize("line", LINES, ids=lambda line: f"{line.op}-{line.backend}")
