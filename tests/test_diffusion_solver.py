@@ -194,6 +194,16 @@ def test_fresh_noise_makes_up_what_was_taken():
     )
 
 
+@pytest.mark.parametrize("solver", ["ddpm", "ddim", "euler_ancestral", "dpmpp_2m_sde"])
+def test_a_step_that_stays_adds_no_noise(solver):
+    eta = 1.0 if solver == "ddim" else 0.0
+    spacing = Spacing("leading" if solver in ("ddpm", "ddim") else None, final="sigma_min")
+    if solver not in ("ddpm", "ddim"):
+        spacing = Spacing(sigmas="karras", final="sigma_min")
+    rows = solve(Recipe(solver, 20, VP(), "x0", spacing, eta=eta))
+    assert rows.noise_scale[-1] == 0 and (rows.noise_scale[:-1] > 0).all()
+
+
 def test_beta_schedules():
     assert np.allclose(beta_schedule("linear", 1000)[[0, -1]], [1e-4, 0.02])
     assert np.allclose(np.sqrt(beta_schedule("scaled_linear", 5, 0.01, 0.04)), [0.1, 0.125, 0.15, 0.175, 0.2])

@@ -184,23 +184,18 @@ class Run:
                 terms += [buffers[(k - 1) % BUFFERS, :rows], *(out[:rows] for out in before)]
                 columns += [column + 3 for column in columns]
             coefficients = table.coefficients[k, :rows][:, columns]
-            fresh = self._noise(k, rows, terms)
-            if self.draw is not None and table.noisy[k]:
+            noise = self.draw() if self.draw is not None and table.draws[k] else None
+            if noise is not None and table.noisy[k]:
+                terms.append(noise[:rows])
                 coefficients = torch.cat([coefficients, table.noise_scale[k, :rows, None]], dim=1)
-            linear_update(terms, coefficients, out=following, **fresh)
+            linear_update(terms, coefficients, out=following, **self._noise_of_seeds(k, rows))
             before = outputs
             self._check_finite(k, following)
             self.report(k, outputs)
         return self.result()
 
-    def _noise(self, k: int, rows: int, terms: list[Tensor]) -> dict[str, Tensor]:
-        """Noise arguments of the update; noise drawn from a generator becomes one more term instead."""
-        if self.draw is not None:
-            noise = self.draw() if self.table.draws[k] else None
-            if self.table.noisy[k] and noise is not None:
-                terms.append(noise[:rows])
-            return {}
-        if not self.table.noisy[k]:
+    def _noise_of_seeds(self, k: int, rows: int) -> dict[str, Tensor]:
+        if self.draw is not None or not self.table.noisy[k]:
             return {}
         return {
             "noise_scale": self.table.noise_scale[k, :rows],

@@ -249,8 +249,9 @@ class DiffusionSampler:
             Cancelled: by callback or cancel.
         """
         n = self._count(n, seed, label)
-        null = torch.full((n,), self.model.null_label)
-        labels = null if label is None else self._labels(label, n)
+        device = next(self.model.parameters()).device
+        null = torch.full((n,), self.model.null_label, device=device)
+        labels = null if label is None else self._labels(label, n).to(device)
         if guidance is None:
             guidance = self.guidance
         if solver is None:

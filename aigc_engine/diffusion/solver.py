@@ -199,7 +199,8 @@ def _first_order(grid: Grid, eta: float) -> tuple[Array, Array, Array]:
     posterior, Euler ancestral and the SDE form of DPM-Solver++. They differ in their nodes only.
     """
     rho = grid.sigma_next * grid.alpha / (grid.alpha_next * grid.sigma)
-    renewed = np.clip(1 - rho**2, 0.0, 1.0)
+    renewed = 1 - rho**2
+    renewed[renewed < 1e-14] = 0.0  # a step that stays where it is, but for rounding
     c = grid.sigma_next / grid.sigma * np.sqrt(1 - eta**2 * renewed)
     return c, grid.alpha_next - grid.alpha * c, eta * grid.sigma_next * np.sqrt(renewed)
 
