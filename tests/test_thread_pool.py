@@ -67,6 +67,21 @@ with native.use_threads(3):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_fork_after_torch_alone_used_its_threads() -> None:
+    code = """
+torch.set_num_threads(2)
+torch.randn(2_000_000).exp().sum()
+child = os.fork()
+if child == 0:
+    with native.use_threads(2):
+        work()
+    os._exit(0)
+print("child", os.waitpid(child, 0)[1])
+"""
+    assert run(code) == "child 0"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 def test_fork_while_another_thread_works() -> None:
     code = """
 import threading

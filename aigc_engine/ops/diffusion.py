@@ -36,9 +36,8 @@ def _check_linear_update(
     if not shape:
         raise ValueError("linear_update: terms[0] has 0 dimensions, expected at least 1")
     for i, term in enumerate(terms):
-        if i and (term.shape != shape or term.dtype != dtype or term.device != device):
-            checks.same("linear_update", f"terms[{i}]", term, "terms[0]", x)
-            checks.shape("linear_update", f"terms[{i}]", term, tuple(shape))
+        if i:
+            _check_like(f"terms[{i}]", term, x, shape, dtype, device)
     rows = shape[0]
     _check_host("coefficients", coefficients, (rows, len(terms)), torch.float32, device)
     if noise_scale is not None:
@@ -51,9 +50,18 @@ def _check_linear_update(
         _check_host("streams", streams, (rows,), torch.int64, device)
     elif seeds is not None or streams is not None:
         raise ValueError("linear_update: seeds or streams without noise_scale, expected all three or none")
-    if out is not None and (out.shape != shape or out.dtype != dtype or out.device != device):
-        checks.same("linear_update", "out", out, "terms[0]", x)
-        checks.shape("linear_update", "out", out, tuple(shape))
+    if out is not None:
+        _check_like("out", out, x, shape, dtype, device)
+
+
+def _check_like(
+    name: str, value: Tensor, x: Tensor, shape: torch.Size, dtype: torch.dtype, device: torch.device
+) -> None:
+    """`value` matches the first term, whose properties are given because reading them takes a while."""
+    checks.tensor("linear_update", name, value)
+    if value.shape != shape or value.dtype != dtype or value.device != device:
+        checks.same("linear_update", name, value, "terms[0]", x)
+        checks.shape("linear_update", name, value, tuple(shape))
 
 
 def _check_host(
@@ -138,16 +146,16 @@ def linear_update(
 
     .. math:: \text{out}_b = \sum_j c_{bj}\, x_{jb} + s_b\, z(\text{seed}_b, \text{stream}_b)
 
-    Summed left to right, the noise z (`philox_normal`) last. Where c or s is zero the term isn't read and doesn't
-    count, whatever it holds, so a row may lack history that its neighbours have.
+    Summed left to right, the noise z (`philox_normal`) last. Where c or s is zero the term isn't read and
+    doesn't count, whatever it holds, so a row may lack history that its neighbours have.
 
     References:
         T. Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models", 2022,
-        https://arxiv.org/abs/2206.00364 (its solvers, and those of `diffusion/solver.py`, are rows of c and s).
+        https://arxiv.org/abs/2206.00364 (each solver of `diffusion/solver.py` is a table of c and s).
 
     Args:
-        terms: x_j, one to eight tensors (B, ...) of one shape, float32 or bfloat16. Native rows are read in place
-            when contiguous, whatever the stride between them.
+        terms: x_j, one to eight tensors (B, ...) of one shape, float32 or bfloat16. Contiguous rows are
+            read in place, whatever the stride between them.
         coefficients: c, (B, J) float32, on the terms' device as all below.
         noise_scale: s, (B,) float32 standard deviation of the noise, or None for no noise.
         seeds, streams: (B,) int64, the noise's key and stream per row; given with noise_scale only.
@@ -156,8 +164,8 @@ def linear_update(
     Returns:
         out, or a new contiguous tensor.
 
-    Precision: float32, every product and sum rounded, no fused multiply-add: the same bits on every backend. The
-    result is rounded once more to bfloat16.
+    Precision: float32, every product and sum rounded, no fused multiply-add: the same bits on every backend;
+    a bfloat16 result is rounded once more.
 
     Raises:
         TypeError: dtypes that differ or aren't served.

@@ -1,31 +1,158 @@
+#include <pybind11/stl.h>
+
 #include "bind/bind.h"
 #include "cpu/table.h"
+#include "cuda/launch.h"
+#include "runtime/denoise_loop.h"
 
 namespace aigc {
+namespace {
+
+LinearUpdateArgs update_args(const py::list& terms, const py::list& strides, uintptr_t result,
+                             int64_t result_stride, uintptr_t coefficients, uintptr_t noise_scale,
+                             uintptr_t seeds, uintptr_t streams, int64_t rows, int64_t count, int dtype) {
+  if (terms.size() > LinearUpdateArgs::kMaxTerms || strides.size() != terms.size())
+    throw py::value_error("linear_update: terms and strides, expected as many, at most 8");
+  LinearUpdateArgs args{};
+  args.num_terms = int(terms.size());
+  for (int j = 0; j < args.num_terms; ++j) {
+    args.terms[j] = in(terms[size_t(j)].cast<uintptr_t>());
+    args.term_strides[j] = strides[size_t(j)].cast<int64_t>();
+  }
+  args.out = out(result);
+  args.out_stride = result_stride;
+  args.coefficients = static_cast<const float*>(in(coefficients));
+  args.noise_scale = static_cast<const float*>(in(noise_scale));
+  args.seeds = static_cast<const int64_t*>(in(seeds));
+  args.streams = static_cast<const int64_t*>(in(streams));
+  args.rows = rows, args.count = count, args.dtype = DType(dtype);
+  return args;
+}
+
+void linear_update(const py::list& terms, const py::list& strides, uintptr_t result, int64_t result_stride,
+                   uintptr_t coefficients, uintptr_t noise_scale, uintptr_t seeds, uintptr_t streams,
+                   int64_t rows, int64_t count, int dtype, int threads) {
+  LinearUpdateArgs args = update_args(terms, strides, result, result_stride, coefficients, noise_scale, seeds,
+                                      streams, rows, count, dtype);
+  args.threads = threads;
+  py::gil_scoped_release unlocked;
+  kernels().linear_update(args);
+}
+
+#ifdef AIGC_WITH_CUDA
+void linear_update_on_gpu(const py::list& terms, const py::list& strides, uintptr_t result,
+                          int64_t result_stride, uintptr_t coefficients, uintptr_t noise_scale,
+                          uintptr_t seeds, uintptr_t streams, int64_t rows, int64_t count, int dtype,
+                          int device, uintptr_t stream) {
+  const LinearUpdateArgs args = update_args(terms, strides, result, result_stride, coefficients, noise_scale,
+                                            seeds, streams, rows, count, dtype);
+  if (const char* error = linear_update_cuda(args, device, out(stream)))
+    throw std::runtime_error(std::string("linear_update: CUDA says ") + error);
+}
+#endif
+
+// evaluate(k) returns the addresses of its output: [cond] or [cond, uncond], (rows, count) float32 each.
+class PythonDenoiser : public Denoiser {
+ public:
+  PythonDenoiser(py::function evaluate, size_t outputs) : evaluate_(std::move(evaluate)), outputs_(outputs) {}
+
+  int64_t room(int64_t, int64_t) const override { return 0; }
+
+  Outputs evaluate(int64_t k, int64_t, int64_t, const float*, const float*, float*, Poll&) const override {
+    py::gil_scoped_acquire locked;
+    const auto found = evaluate_(k).cast<std::vector<uintptr_t>>();
+    if (found.size() != outputs_)
+      throw py::value_error("denoise_loop: outputs " + std::to_string(found.size()) + ", expected " +
+                            std::to_string(outputs_));
+    return {static_cast<const float*>(in(found[0])),
+            outputs_ == 2 ? static_cast<const float*>(in(found[1])) : nullptr};
+  }
+
+ private:
+  py::function evaluate_;
+  size_t outputs_;
+};
+
+class PythonWatch : public Watch {
+ public:
+  explicit PythonWatch(py::object on_step) : on_step_(std::move(on_step)), silent_(on_step_.is_none()) {}
+
+  void interrupted() override {
+    py::gil_scoped_acquire locked;
+    if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+  }
+
+  void after(int64_t evaluation) override {
+    if (silent_) return;
+    py::gil_scoped_acquire locked;
+    on_step_(evaluation);
+  }
+
+ private:
+  py::object on_step_;
+  bool silent_;
+};
+
+// What memory safety needs: pointers that aren't there have zero coefficients, and active rows only ever
+// leave.
+void check(const SolverTable& table, bool guided) {
+  for (int64_t k = 0; k < table.evaluations; ++k) {
+    if (table.active[k] < 1 || table.active[k] > (k ? table.active[k - 1] : table.rows))
+      throw py::value_error("denoise_loop: active rows, expected 1 to B and never more than before");
+    for (int64_t b = 0; b < table.active[k]; ++b) {
+      const float* c = table.coefficients + (k * table.rows + b) * SolverTable::kTerms;
+      if (k == 0 && (c[3] != 0.0f || c[4] != 0.0f || c[5] != 0.0f))
+        throw py::value_error("denoise_loop: coefficients of history at evaluation 0, expected zeros");
+      if (!guided && (c[2] != 0.0f || c[5] != 0.0f))
+        throw py::value_error("denoise_loop: coefficients of uncond without guidance, expected zeros");
+    }
+  }
+}
+
+py::tuple run_denoise_loop(const py::object& model, uintptr_t states, int64_t count, uintptr_t timesteps,
+                           uintptr_t coefficients, uintptr_t noise_scale, uintptr_t streams,
+                           const std::vector<int64_t>& active, int64_t rows, uintptr_t seeds, bool guided,
+                           const py::object& on_step, Mailbox* control, int threads) {
+  const SolverTable table{int64_t(active.size()),
+                          rows,
+                          static_cast<const float*>(in(timesteps)),
+                          static_cast<const float*>(in(coefficients)),
+                          static_cast<const float*>(in(noise_scale)),
+                          static_cast<const int64_t*>(in(streams)),
+                          active.data()};
+  const bool native = py::isinstance<Denoiser>(model);
+  if (native && guided) throw py::value_error("denoise_loop: a native denoiser, expected no guidance");
+  check(table, guided);
+  PythonWatch watch(on_step);
+  Mailbox own;
+  const auto run = [&](const Denoiser& denoiser) {
+    py::gil_scoped_release unlocked;
+    return denoise_loop(denoiser, table, static_cast<float*>(out(states)), count,
+                        static_cast<const int64_t*>(in(seeds)), threads, watch, control ? *control : own);
+  };
+  const LoopResult result = native ? run(*model.cast<const Denoiser*>())
+                                   : run(PythonDenoiser(model.cast<py::function>(), guided ? 2 : 1));
+  return py::make_tuple(int(result.stop), result.evaluation, result.row);
+}
+
+}  // namespace
 
 void bind_diffusion(py::module_& m) {
-  m.def("linear_update",
-        [](const py::list& terms, const py::list& strides, uintptr_t result, int64_t result_stride,
-           uintptr_t coefficients, uintptr_t noise_scale, uintptr_t seeds, uintptr_t streams, int64_t rows,
-           int64_t count, int dtype, int threads) {
-          if (terms.size() > LinearUpdateArgs::kMaxTerms || strides.size() != terms.size())
-            throw py::value_error("linear_update: too many terms");
-          LinearUpdateArgs args{};
-          args.num_terms = int(terms.size());
-          for (int j = 0; j < args.num_terms; ++j) {
-            args.terms[j] = in(terms[j].cast<uintptr_t>());
-            args.term_strides[j] = strides[j].cast<int64_t>();
-          }
-          args.out = out(result);
-          args.out_stride = result_stride;
-          args.coefficients = static_cast<const float*>(in(coefficients));
-          args.noise_scale = static_cast<const float*>(in(noise_scale));
-          args.seeds = static_cast<const int64_t*>(in(seeds));
-          args.streams = static_cast<const int64_t*>(in(streams));
-          args.rows = rows, args.count = count, args.dtype = DType(dtype), args.threads = threads;
-          py::gil_scoped_release unlocked;
-          kernels().linear_update(args);
-        });
+  m.def("linear_update", &linear_update);
+#ifdef AIGC_WITH_CUDA
+  m.def("linear_update_cuda", &linear_update_on_gpu);
+#endif
+  py::class_<Denoiser>(m, "Denoiser", "A model that runs without Python.");
+  py::class_<LinearDenoiser, Denoiser>(m, "LinearDenoiser", "out = slope[k] x + offset[k] at evaluation k.")
+      .def(py::init<std::vector<float>, std::vector<float>, int>());
+  py::class_<Mailbox>(m, "LoopControl", "Where a run is, readable from any thread, and the way to cancel it.")
+      .def(py::init())
+      .def_property_readonly(
+          "done", [](const Mailbox& box) { return box.done.load(); }, "Evaluations done.")
+      .def_property_readonly("cancelled", [](const Mailbox& box) { return box.cancelled.load(); })
+      .def(
+          "cancel", [](Mailbox& box) { box.cancelled.store(true); }, "Stops the run at its next evaluation.");
+  m.def("denoise_loop", &run_denoise_loop);
 }
 
 }  // namespace aigc

@@ -80,7 +80,7 @@ class Pool {
     left_.store(chunks, std::memory_order_relaxed);
     const Ticket last = Ticket::of(ticket_.load(std::memory_order_relaxed));
     const uint64_t job = (last.job + 1) & 0xFFFFFFFF;
-    // Sequentially consistent with park(): either this sees the sleeper or the sleeper sees the job.
+    // Sequentially consistent with await(): either this sees the sleeper or the sleeper sees the job.
     ticket_.store(Ticket{job, uint64_t(helpers), uint64_t(chunks)}.word());
     wake(std::min(helpers, sleepers_.load()));
     work_on(job);
@@ -178,13 +178,11 @@ class Pool {
 std::atomic<Pool*> pool_pointer{nullptr};
 std::atomic<bool> forked{false};
 
-void watch_forks() {
-  static const int registered = pthread_atfork(nullptr, nullptr, [] {
-    pool_pointer.store(nullptr);
-    forked.store(true);
-  });
-  (void)registered;
-}
+// From load on, not from first use: the parent's OpenMP runtime may have been started by PyTorch alone.
+const int watching_forks = pthread_atfork(nullptr, nullptr, [] {
+  pool_pointer.store(nullptr);
+  forked.store(true);
+});
 
 Pool& pool() {
   Pool* current = pool_pointer.load(std::memory_order_acquire);
@@ -232,7 +230,6 @@ void parallel_for(int64_t count, int64_t grain, int threads, ChunkBody body, con
   const int64_t used = std::min<int64_t>({threads, most, kMaxWorkers + 1});
   if (used <= 1) return body(context, 0, count);
   const int64_t chunks = std::min(most, used * kChunksPerThread);
-  watch_forks();
   const OpenMP run = openmp();
   if (!run) return pool().run(count, chunks, int(used), body, context);
   if (team_busy.exchange(true, std::memory_order_acquire)) return body(context, 0, count);
