@@ -1,6 +1,6 @@
 """Builds the native module with CMake + ninja and maps `kernels/` to `aigc_engine.kernels`.
 
-AIGC_CUDA=auto (default) builds the CUDA launchers when nvcc is found, `on` demands them, `off` leaves them out.
+AIGC_CUDA=auto (default) builds the CUDA launchers when nvcc is found; `on` demands them, `off` omits them.
 """
 
 import os
@@ -52,7 +52,7 @@ class CMakeBuild(build_ext):
 def cmake_command() -> str:
     found = shutil.which("cmake")
     if found is None:
-        raise SystemExit("setup.py: cmake not found; pip install cmake ninja, or install them from your system")
+        raise SystemExit("setup.py: cmake not found; pip install cmake ninja")
     return found
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection
 
 import torch
 from torch import Tensor
@@ -50,14 +50,14 @@ def same(op: str, name: str, value: Tensor, lead_name: str, lead: Tensor) -> Non
         )
 
 
-def vector(op: str, name: str, value: object, length: int, lead_name: str, lead: Tensor) -> None:
+def vector(op: str, name: str, value: Tensor, length: int, lead_name: str, lead: Tensor) -> None:
     """`value` is a 1-D tensor of that length with the leading tensor's device and dtype."""
     tensor(op, name, value)
-    same(op, name, value, lead_name, lead)  # type: ignore[arg-type]
-    shape(op, name, value, (length,))  # type: ignore[arg-type]
+    same(op, name, value, lead_name, lead)
+    shape(op, name, value, (length,))
 
 
-def choice(op: str, name: str, value: object, allowed: Iterable[str]) -> None:
+def choice(op: str, name: str, value: str, allowed: Collection[str]) -> None:
     """`value` is one of the names."""
     if value not in allowed:
         raise ValueError(f"{op}: {name} {value!r}, expected one of {sorted(allowed)}")

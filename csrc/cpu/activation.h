@@ -85,14 +85,22 @@ struct ActivationTag {
 template <class F>
 AIGC_INLINE void with_activation(Activation act, const F& f) {
   switch (act) {
-    case Activation::kNone: return f(ActivationTag<Activation::kNone>{});
-    case Activation::kRelu: return f(ActivationTag<Activation::kRelu>{});
-    case Activation::kLeakyRelu: return f(ActivationTag<Activation::kLeakyRelu>{});
-    case Activation::kSilu: return f(ActivationTag<Activation::kSilu>{});
-    case Activation::kGelu: return f(ActivationTag<Activation::kGelu>{});
-    case Activation::kGeluTanh: return f(ActivationTag<Activation::kGeluTanh>{});
-    case Activation::kTanh: return f(ActivationTag<Activation::kTanh>{});
-    case Activation::kSigmoid: return f(ActivationTag<Activation::kSigmoid>{});
+    case Activation::kNone:
+      return f(ActivationTag<Activation::kNone>{});
+    case Activation::kRelu:
+      return f(ActivationTag<Activation::kRelu>{});
+    case Activation::kLeakyRelu:
+      return f(ActivationTag<Activation::kLeakyRelu>{});
+    case Activation::kSilu:
+      return f(ActivationTag<Activation::kSilu>{});
+    case Activation::kGelu:
+      return f(ActivationTag<Activation::kGelu>{});
+    case Activation::kGeluTanh:
+      return f(ActivationTag<Activation::kGeluTanh>{});
+    case Activation::kTanh:
+      return f(ActivationTag<Activation::kTanh>{});
+    case Activation::kSigmoid:
+      return f(ActivationTag<Activation::kSigmoid>{});
   }
 }
 

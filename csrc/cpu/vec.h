@@ -259,6 +259,23 @@ AIGC_INLINE void store_n(T* p, Vec v, int n) {
 }
 
 // Fixed tree: lanes 8 apart, then 4, 2, 1.
+#if defined(__x86_64__)
+AIGC_INLINE float sum(Vec v) {
+#if defined(__AVX512F__)
+  const __m512d bits = _mm512_castps_pd(v.part[0]);
+  const __m256 eight = _mm256_add_ps(_mm256_castpd_ps(_mm512_castpd512_pd256(bits)),
+                                     _mm256_castpd_ps(_mm512_extractf64x4_pd(bits, 1)));
+  const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+#elif defined(__AVX2__)
+  const __m256 eight = _mm256_add_ps(v.part[0], v.part[1]);
+  const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+#else
+  const __m128 four = _mm_add_ps(_mm_add_ps(v.part[0], v.part[2]), _mm_add_ps(v.part[1], v.part[3]));
+#endif
+  const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps(two, two, 1)));
+}
+#else
 AIGC_INLINE float sum(Vec v) {
   float a[kLanes];
   store(a, v);
@@ -266,6 +283,7 @@ AIGC_INLINE float sum(Vec v) {
     for (int i = 0; i < width; ++i) a[i] = a[i] + a[i + width];
   return a[0];
 }
+#endif
 
 // e^x by 2^n p(r), r = x - n ln 2 in [-ln2/2, ln2/2], p the degree-6 Taylor-like minimax polynomial (Cephes
 // expf). At most 2 ULP on [-87.3, 88.3]; below it gives the smallest normal times p, above it saturates near
