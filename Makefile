@@ -6,6 +6,9 @@ TORCH ?= torch==2.13.0
 NATIVE_SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py
 CXX_FILES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
+# The environment's own cmake and ninja for every install: another cmake would build everything anew.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
 .PHONY: demo test check fix bench clean
 .DELETE_ON_ERROR:
 
@@ -44,7 +47,7 @@ $(VENV)/.deps: $(VENV)/.torch pyproject.toml
 	touch $@
 
 $(VENV)/.built: $(VENV)/.deps $(NATIVE_SOURCES)
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pip install --quiet --no-build-isolation --no-deps -e .
+	$(BIN)/pip install --quiet --no-build-isolation --no-deps -e .
 	touch $@
 
 $(VENV)/.built-dev: $(VENV)/.built
