@@ -42,7 +42,8 @@ def samples_of(op: Op, dtype: torch.dtype) -> list[Sample]:
         if not sample.bench and max(t.numel() for t in tensors_of(sample.args)) <= LARGEST
     ]
     assert len(samples) >= 5, f"{op.name} has only {len(samples)} samples in {dtype}"
-    return samples
+    # But for attention, which multiplies in the dtype, dtypes differ in loads and stores alone.
+    return samples if dtype == torch.float32 or op is ops.attention else samples[::3]
 
 
 @pytest.mark.parametrize(("op", "dtype"), CASES)

@@ -147,7 +147,7 @@ struct Step {
     const float *keys = a.keys + at * a.capacity * D, *values = a.values + at * a.capacity * D;
     float* p = scores + (b * a.heads + n) * (a.capacity + 1);
     int64_t s = 0;
-    for (; s + 4 <= length; s += 4) dots<1, 4>(q, keys + s * D, D, reinterpret_cast<float (*)[4]>(p + s));
+    for (; s + 4 <= length; s += 4) dots<1, 4>(q, keys + s * D, D, reinterpret_cast<float(*)[4]>(p + s));
     for (; s < length; ++s) p[s] = dot(q, keys + s * D, D);
     p[length] = dot(q, k, D);
     const float total = exponentials(p, length + 1);
