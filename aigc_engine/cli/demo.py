@@ -24,7 +24,8 @@ from aigc_engine.timing import Timing, paired
 from aigc_engine.zoo.files import replacing
 
 DIGITS, TIMED_DIGITS, STEPS = 64, 16, 50
-PROMPT, LENGTH = "And God said", 400
+ENDS = 2, 42  # seeds of the same class, the digit two
+PROMPT, LENGTH, TEMPERATURE = "And God said", 400, 0.6
 SECONDS, FEWEST = 2.0, 3
 ROW = TILES_PER_ROW
 
@@ -91,7 +92,7 @@ def run(folder: Path) -> None:
         part(show, zoo.load(name))
     everything = overview(
         "aigc_engine",
-        "Everything here was sampled on a CPU by `make demo`, from networks of 0.1 to 2 million weights.",
+        "Everything here was sampled on a CPU by `make demo`, from networks of 0.2 to 1.8 million weights.",
         [show.strips[family] for family in ("diffusion", "gan", "vae")],
         show.passages,
     )
@@ -119,9 +120,10 @@ def diffusion(show: Show, checkpoint: zoo.Checkpoint) -> None:
     frames = [images.grid(x, scale=2) for x in [*previews, samples]]
     show.written.append(images.save_gif(frames, show.folder / f"{checkpoint.name}.gif", frame_ms=80))
     show.strip("diffusion", "Diffusion", f"DDIM, {STEPS} steps, guidance {guidance:g}", samples[: 5 * ROW])
-    chosen = [round(k * (STEPS - 1) / (ROW - 1)) for k in range(ROW)]
+    # Denser where more happens: most of a digit is decided in the first steps.
+    chosen = [round((STEPS - 1) * (k / (ROW - 1)) ** 2) for k in range(ROW)]
     shown = torch.cat([previews[k][digit, None] for digit in (3, 8) for k in chosen])
-    show.strip("diffusion", "Denoising", f"the estimate of x0 at {ROW} of the steps", shown)
+    show.strip("diffusion", "Denoising", f"the estimate of x0 after {ROW} of the steps", shown)
     fewer = labels[:TIMED_DIGITS]
     theirs = baselines.ddim(checkpoint, fewer, steps=STEPS, guidance=guidance)
     what = f"{TIMED_DIGITS} digits, {STEPS} DDIM steps"
@@ -133,7 +135,7 @@ def gan(show: Show, checkpoint: zoo.Checkpoint) -> None:
     sampler: Any = sampler_of(checkpoint)
     samples = sampler.sample(n=DIGITS, seed=0)
     show.picture(f"{checkpoint.name}.png", picture(samples))
-    between = sampler.interpolate(7, 17, n=ROW)
+    between = sampler.interpolate(*ENDS, n=ROW)
     show.picture(f"{checkpoint.name}-interpolation.png", images.grid(between, ROW, scale=4))
     conditional = sampler.num_classes is not None
     note = "DCGAN, by class" if conditional else "plain MLP, no classes"
@@ -166,14 +168,14 @@ def vae(show: Show, checkpoint: zoo.Checkpoint) -> None:
 def text(show: Show, checkpoint: zoo.Checkpoint) -> None:
     """A text, and writing it with and without the cache in turn."""
     sampler: Any = sampler_of(checkpoint)
-    sample = partial(sampler.sample, prompt=PROMPT, length=LENGTH, seed=0, temperature=0.8)
+    sample = partial(sampler.sample, prompt=PROMPT, length=LENGTH, seed=0, temperature=TEMPERATURE)
     (written,) = sample()
     path = show.folder / f"{checkpoint.name}.txt"
     with replacing(path) as temporary:
         temporary.write_text(f"{PROMPT}{written}\n", encoding="utf-8")
     show.written.append(path)
     weights = sum(p.numel() for p in checkpoint.model.parameters())
-    note = f"{weights / 1e6:.1f} M weights, by character"
+    note = f"{weights / 1e6:.1f} M weights, by character, temperature {TEMPERATURE:g}"
     show.passages.append(Passage(checkpoint.config["arch"], note, PROMPT, written))
     ours = partial(sample, length=256)
     theirs = baselines.on_reference(partial(ours, use_cache=False))
