@@ -92,10 +92,16 @@ AIGC_INLINE float dot(const float* a, const float* b, int64_t n) {
 }
 
 // Multiplies pairs (x_2j, x_2j+1) by the phases (cos, sin).
+//
+// GCC 12 turns alternating subtractions and additions of products into vfmaddsub in spite of
+// -ffp-contract=off, which rounds differently from the portable level; a product that passes through memory
+// is rounded first.
 void rotate(float* x, const float* phases, int64_t n) {
   for (int64_t i = 0; i < n; i += 2) {
     const float re = x[i], im = x[i + 1], c = phases[i], s = phases[i + 1];
-    x[i] = re * c - im * s;
+    float turned = im * s;
+    asm volatile("" : "+m"(turned));
+    x[i] = re * c - turned;
     x[i + 1] = re * s + im * c;
   }
 }
