@@ -104,9 +104,8 @@ def linear_update_kernel(
     total = tl.zeros((BLOCK,), tl.float32)
     for j in tl.static_range(len(terms)):
         c = tl.load(coefficients_ptr + j)
-        length = tl.where(
-            c != 0.0, n, 0
-        )  # a term that doesn't count isn't read: 0 to a total that is never -0
+        # A term that doesn't count isn't read, and adds 0 to a total that is never -0.
+        length = tl.where(c != 0.0, n, 0)
         term = tl.load(terms[j] + b * strides[j] + i, mask=i < length, other=0.0).to(tl.float32)
         total += c * term
     if NOISE:

@@ -86,3 +86,34 @@ def test_attention_over_several_blocks(dtype: torch.dtype, masked: bool, causal:
     sample = Sample("several_blocks", (q, k, v), {"mask": mask, "causal": causal})
     with use_backend("triton"):
         assert sample_failure(ops.attention, sample) is None
+
+
+def test_bias_act_over_several_blocks() -> None:
+    g = torch.Generator().manual_seed(0)
+    with use_backend("triton"):
+        for shape, bias in (((1, 2, 2500), 2), ((2, 2500), 2500), ((1, 2, 2500), None)):
+            x = torch.randn(shape, generator=g)
+            vector = None if bias is None else torch.randn(bias, generator=g)
+            assert sample_failure(ops.bias_act, Sample(f"{shape}", (x, vector), {"act": "silu"})) is None, (
+                shape
+            )
+
+
+def test_group_norm_silu_with_several_tiles_per_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which otherwise takes a group of more than 64 tiles: minutes in the interpreter."""
+    from aigc_engine.kernels import group_norm_silu
+
+    monkeypatch.setattr(group_norm_silu, "MAX_SPLITS", 3)
+    x = torch.randn(1, 4, 71, 80, generator=torch.Generator().manual_seed(0)) + 3.0
+    with use_backend("triton"):
+        assert sample_failure(ops.group_norm_silu, Sample("tiles_8_splits_3", (x, 1))) is None
+
+
+def test_linear_update_with_strides_of_its_own_per_term() -> None:
+    g = torch.Generator().manual_seed(0)
+    terms = [torch.randn(3, width, generator=g)[:, :30] for width in (30, 41, 52)]
+    out = torch.full((3, 64), torch.nan)[:, :30]
+    with use_backend("triton"):
+        got = ops.linear_update(terms, torch.ones(3, 3), out=out)
+    assert got is out
+    assert torch.equal(out, terms[0] + terms[1] + terms[2])
