@@ -16,6 +16,8 @@ import pytest
 from aigc_engine import native
 
 ROOT = Path(__file__).resolve().parent.parent
+BUILD_SECONDS = 1200  # where the CMake tree can't be reused, the wheel compiles every level anew
+pytestmark = pytest.mark.timeout(BUILD_SECONDS + 60)
 TORCH_SYMBOLS = re.compile(rb"libtorch|libc10|_ZN2at|_ZN3c10|_ZN5torch")
 PROBE = """
 import importlib.util, json
@@ -35,7 +37,13 @@ print(json.dumps({
 
 def run(command: list[str], *, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command, cwd=cwd, env={**os.environ, **env}, capture_output=True, text=True, timeout=280, check=False
+        command,
+        cwd=cwd,
+        env={**os.environ, **env},
+        capture_output=True,
+        text=True,
+        timeout=BUILD_SECONDS,
+        check=False,
     )
 
 
