@@ -1,6 +1,6 @@
 """Fast sampling from generative models: diffusion, GAN, VAE, autoregressive text."""
 
-from aigc_engine import ops, zoo
+from aigc_engine import native, ops, zoo
 from aigc_engine.autoregressive import TextSampler
 from aigc_engine.diffusion import Cancelled, DiffusionSampler, sample
 from aigc_engine.dispatch import UnsupportedError, explain, use_backend
@@ -20,6 +20,7 @@ __all__ = [
     "__version__",
     "explain",
     "load",
+    "native",
     "ops",
     "sample",
     "use_backend",
