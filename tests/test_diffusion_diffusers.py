@@ -208,6 +208,7 @@ def test_equals_stock_diffusers(solver):
         noise = torch.randn(shape, generator=g)
         given_eta = eta if solver == "ddim" else None
         theirs, _, _ = run_scheduler(scheduler, steps, noise, mlp, generator=g, eta=given_eta)
+        h = torch.Generator().manual_seed(2)
         ours = run_ours(
             shape,
             mlp,
@@ -217,9 +218,22 @@ def test_equals_stock_diffusers(solver):
             prediction=prediction,
             spacing=spacing,
             eta=eta,
-            generator=torch.Generator().manual_seed(2),
+            generator=h,
         )
+        assert torch.equal(g.get_state(), h.get_state())  # as many draws, needed or not
         assert worst_difference(ours, theirs) <= 1e-5, (betas, prediction, spacing, steps, eta)
+
+
+@pytest.mark.parametrize("betas", BETAS)
+@pytest.mark.parametrize("sigmas", ["karras", "exponential"])
+def test_dpm_solver_timesteps_of_spread_sigmas(betas, sigmas):
+    for steps in (5, 12, 25):
+        spacing = Spacing("linspace", sigmas)
+        scheduler = scheduler_of("dpmpp_2m", schedule_of(betas), "eps", spacing)
+        scheduler.set_timesteps(steps)
+        ours = solve(Recipe("dpmpp_2m", steps, schedule_of(betas), "eps", spacing)).t
+        assert ours[1:].tolist() == scheduler.timesteps[1:].tolist()
+        assert 0 <= ours[0] - scheduler.timesteps[0] <= 1  # theirs truncates 998.9999 where float32 rounds so
 
 
 @pytest.mark.parametrize("steps", [1, 10, 25])

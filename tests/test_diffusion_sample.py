@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from aigc_engine import use_backend
-from aigc_engine.diffusion import EDM, SOLVERS, VP, Cancelled, Flow, Spacing, sample
+from aigc_engine.diffusion import EDM, SOLVERS, VP, Cancelled, Flow, Recipe, Spacing, sample
 from aigc_engine.diffusion.schedule import schedule_of
+from aigc_engine.diffusion.solver import solve
+from aigc_engine.ops import philox_normal
 from tests.diffusion_toys import mlp
 
 SHAPE = (2, 3, 4)
@@ -159,6 +161,19 @@ def test_little_strength_stays_near_the_image():
         sample(mlp, (1, *SHAPE), steps=10, start=image, strength=[0.8]),
         sample(mlp, (1, *SHAPE), steps=10, start=image),
     )
+
+
+def test_noise_comes_from_the_seeds_and_the_evaluation():
+    seeds, seen = torch.tensor([5, 6]), []
+    options = {"solver": "euler_ancestral", "steps": [2, 4], "prediction": "x0", "seed": [5, 6]}
+    sample(lambda x, t, cond: seen.append(x.clone()) or x * 0, (2, 3, 4), **options)
+    rows = {steps: solve(Recipe("euler_ancestral", steps, VP(), "x0")) for steps in (2, 4)}
+    first = philox_normal(seeds.flip(0), (3, 4)) * rows[4].init_scale  # the longer row leads
+    assert torch.allclose(seen[0], first, atol=1e-6)
+    for k in range(3):
+        fresh = philox_normal(seeds[1:], (3, 4), stream=k + 1) * rows[4].noise_scale[k]
+        expected = rows[4].coefficients[k, 0] * seen[k][:1] + fresh
+        assert torch.allclose(seen[k + 1][:1], expected.float(), atol=1e-5)
 
 
 def test_generators():
