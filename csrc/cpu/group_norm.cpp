@@ -85,6 +85,8 @@ AIGC_INLINE void pixel_sums(const T* x, int64_t pixels, int64_t stride, int n, f
   }
 }
 
+static_assert(kContiguousBlock <= kRunBlock);
+
 constexpr int64_t kGrain = 16384;  // elements worth waking a thread for
 
 AIGC_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }

@@ -2,8 +2,8 @@
 //
 // A block's shift k is the mean of its first m elements, so that its sums of (x - k) and (x - k)^2 in float32
 // lose nothing to a large mean: q = M2 + n (mean - k)^2 <= M2 (1 + n / m), because those m elements alone put
-// m (mean - k)^2 into M2. With the constants below that is at most 33 roundings' worth, for any data. Blocks
-// have a fixed size and meet in double, in a fixed order.
+// m (mean - k)^2 into M2. With m >= n / 32 that is at most 33 roundings' worth, for any data. Blocks have a
+// fixed size and meet in double, in a fixed order.
 #pragma once
 
 #include "cpu/pair.h"
@@ -11,7 +11,6 @@
 namespace aigc::AIGC_ISA {
 
 constexpr int64_t kRunBlock = 8192;  // elements: 64 additions a lane and accumulator
-constexpr int64_t kRunPilot = 256;
 
 // Sums of n values about `shift`.
 struct BlockSums {
@@ -62,7 +61,8 @@ AIGC_INLINE void accumulate(Pair x, float shift, Vec* sums, Vec* squares) {
 template <class T>
 inline BlockSums run_sums(const T* x, int64_t n) {
   const float first = to_float(x[0]);
-  const int64_t pilot = n < kRunPilot ? n : kRunPilot;
+  int64_t pilot = n / 16 / kPair * kPair;
+  if (pilot == 0) pilot = n < kPair ? n : kPair;
   int64_t i = 0;
   Vec offset = splat(0.0f);
   for (; i + kPair <= pilot; i += kPair) {
