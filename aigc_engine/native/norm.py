@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from aigc_engine import _native
-from aigc_engine.native import DTYPE_CODES, threads
+from aigc_engine.native import DTYPE_CODES, dense, on_huge_pages, threads
 
 
 def _vector(value: Tensor | None) -> Tensor | None:
@@ -23,12 +23,8 @@ def _address(value: Tensor | None) -> int:
 def _group_norm(
     x: Tensor, num_groups: int, weight: Tensor | None, bias: Tensor | None, eps: float, silu: bool
 ) -> Tensor:
-    channels_last = (
-        x.ndim == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
-    )
-    if not channels_last:
-        x = x.contiguous()
-    out = torch.empty_like(x)
+    x, channels_last = dense(x)
+    out = on_huge_pages(torch.empty_like(x))
     if not x.numel():
         return out
     weight, bias = _vector(weight), _vector(bias)
@@ -76,7 +72,7 @@ def _row_norm(
     kernel: Callable[..., Any], x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> Tensor:
     x = x.contiguous()
-    out = torch.empty_like(x)
+    out = on_huge_pages(torch.empty_like(x))
     width = x.shape[-1]
     weight, bias = _vector(weight), _vector(bias)
     kernel(

@@ -1,5 +1,6 @@
 #include "bind/bind.h"
 #include "cpu/table.h"
+#include "runtime/huge_pages.h"
 #include "runtime/thread_pool.h"
 
 namespace py = pybind11;
@@ -17,6 +18,8 @@ PYBIND11_MODULE(_native, m) {
     return rows;
   });
   m.def("available_cpus", &aigc::available_cpus, "CPUs in this process's affinity mask.");
+  m.def("prefer_huge_pages",
+        [](uintptr_t address, size_t bytes) { aigc::prefer_huge_pages(aigc::out(address), bytes); });
   m.def("pool_workers", &aigc::pool_workers, "Worker threads of the pool in this process.");
 #ifdef AIGC_WITH_CUDA
   m.attr("with_cuda") = true;
