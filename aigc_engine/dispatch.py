@@ -260,6 +260,8 @@ def _device_reasons(line: Line, device: str, named: str) -> list[str]:
 def _lead(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
     """The tensor whose device and dtype decide: the first one."""
     first = args[0] if args else next(iter(kwargs.values()))
+    if isinstance(first, (list, tuple)) and first:
+        first = first[0]
     if isinstance(first, Tensor):
         return first
     return next(_tensors(args, kwargs))

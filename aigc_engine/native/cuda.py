@@ -9,7 +9,7 @@ from torch import Tensor
 
 from aigc_engine import _native
 from aigc_engine.native import DTYPE_CODES
-from aigc_engine.native.diffusion import update_operands
+from aigc_engine.native.diffusion import contiguous_rows, writable
 
 
 def linear_update(
@@ -24,16 +24,23 @@ def linear_update(
     x = terms[0]
     if not x.numel():
         return torch.empty_like(x) if out is None else out
-    terms, kept, target = update_operands(terms, (coefficients, noise_scale, seeds, streams), out)
+    rows = x.shape[0]
+    terms = contiguous_rows(terms)
+    target = writable(x, out)
+    coefficients = coefficients.contiguous()
+    noise: Sequence[Tensor] = ()
+    if noise_scale is not None and seeds is not None and streams is not None:
+        noise = [value.contiguous() for value in (noise_scale, seeds, streams)]
     with torch.cuda.device(x.device):
         _native.linear_update_cuda(
             [term.data_ptr() for term in terms],
             [term.stride(0) for term in terms],
             target.data_ptr(),
             target.stride(0),
-            *[0 if value is None else value.data_ptr() for value in kept],
-            len(x),
-            x.numel() // len(x),
+            coefficients.data_ptr(),
+            [value.data_ptr() for value in noise],
+            rows,
+            x.numel() // rows,
             DTYPE_CODES[x.dtype],
             x.device.index,
             torch.cuda.current_stream(x.device).cuda_stream,

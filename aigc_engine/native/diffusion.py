@@ -25,16 +25,23 @@ def linear_update(
     out: Tensor | None = None,
 ) -> Tensor:
     x = terms[0]
-    rows, count = len(x), x.numel()
+    count = x.numel()
     if not count:
         return torch.empty_like(x) if out is None else out
-    terms, kept, target = update_operands(terms, (coefficients, noise_scale, seeds, streams), out)
+    rows = x.shape[0]
+    terms = contiguous_rows(terms)
+    target = writable(x, out)
+    coefficients = coefficients.contiguous()
+    noise: Sequence[Tensor] = ()
+    if noise_scale is not None and seeds is not None and streams is not None:
+        noise = [value.contiguous() for value in (noise_scale, seeds, streams)]
     _native.linear_update(
         [term.data_ptr() for term in terms],
         [term.stride(0) for term in terms],
         target.data_ptr(),
         target.stride(0),
-        *[0 if value is None else value.data_ptr() for value in kept],
+        coefficients.data_ptr(),
+        [value.data_ptr() for value in noise],
         rows,
         count // rows,
         DTYPE_CODES[x.dtype],
@@ -43,15 +50,18 @@ def linear_update(
     return target if out is None or target is out else out.copy_(target)
 
 
-def update_operands(
-    terms: Sequence[Tensor], scalars: Sequence[Tensor | None], out: Tensor | None
-) -> tuple[list[Tensor], list[Tensor | None], Tensor]:
-    """Terms with contiguous rows, contiguous scalars, and where the kernel writes: `out` if it can."""
-    rows = [term if term.is_contiguous() or term[0].is_contiguous() else term.contiguous() for term in terms]
-    kept = [value if value is None or value.is_contiguous() else value.contiguous() for value in scalars]
-    if out is None or not (out.is_contiguous() or out[0].is_contiguous()):
-        out = torch.empty(terms[0].shape, dtype=terms[0].dtype, device=terms[0].device)
-    return rows, kept, out
+def contiguous_rows(terms: Sequence[Tensor]) -> list[Tensor]:
+    """The terms, those whose rows aren't contiguous copied."""
+    return [term if term.is_contiguous() or term[0].is_contiguous() else term.contiguous() for term in terms]
+
+
+def writable(x: Tensor, out: Tensor | None) -> Tensor:
+    """Where a kernel writes: `out` if its rows are contiguous, else a new tensor like x."""
+    if out is not None and (out.is_contiguous() or out[0].is_contiguous()):
+        return out
+    if x.is_contiguous():
+        return torch.empty_like(x)
+    return torch.empty(x.shape, dtype=x.dtype, device=x.device)
 
 
 class LoopResult(NamedTuple):

@@ -8,9 +8,10 @@
 namespace aigc {
 namespace {
 
+// noise: no addresses, or those of noise_scale, seeds and streams.
 LinearUpdateArgs update_args(const py::list& terms, const py::list& strides, uintptr_t result,
-                             int64_t result_stride, uintptr_t coefficients, uintptr_t noise_scale,
-                             uintptr_t seeds, uintptr_t streams, int64_t rows, int64_t count, int dtype) {
+                             int64_t result_stride, uintptr_t coefficients, const py::sequence& noise,
+                             int64_t rows, int64_t count, int dtype) {
   if (terms.size() > LinearUpdateArgs::kMaxTerms || strides.size() != terms.size())
     throw py::value_error("linear_update: terms and strides, expected as many, at most 8");
   LinearUpdateArgs args{};
@@ -22,18 +23,20 @@ LinearUpdateArgs update_args(const py::list& terms, const py::list& strides, uin
   args.out = out(result);
   args.out_stride = result_stride;
   args.coefficients = static_cast<const float*>(in(coefficients));
-  args.noise_scale = static_cast<const float*>(in(noise_scale));
-  args.seeds = static_cast<const int64_t*>(in(seeds));
-  args.streams = static_cast<const int64_t*>(in(streams));
+  if (noise.size() == 3) {
+    args.noise_scale = static_cast<const float*>(in(noise[0].cast<uintptr_t>()));
+    args.seeds = static_cast<const int64_t*>(in(noise[1].cast<uintptr_t>()));
+    args.streams = static_cast<const int64_t*>(in(noise[2].cast<uintptr_t>()));
+  }
   args.rows = rows, args.count = count, args.dtype = DType(dtype);
   return args;
 }
 
 void linear_update(const py::list& terms, const py::list& strides, uintptr_t result, int64_t result_stride,
-                   uintptr_t coefficients, uintptr_t noise_scale, uintptr_t seeds, uintptr_t streams,
-                   int64_t rows, int64_t count, int dtype, int threads) {
-  LinearUpdateArgs args = update_args(terms, strides, result, result_stride, coefficients, noise_scale, seeds,
-                                      streams, rows, count, dtype);
+                   uintptr_t coefficients, const py::sequence& noise, int64_t rows, int64_t count, int dtype,
+                   int threads) {
+  LinearUpdateArgs args =
+      update_args(terms, strides, result, result_stride, coefficients, noise, rows, count, dtype);
   args.threads = threads;
   py::gil_scoped_release unlocked;
   kernels().linear_update(args);
@@ -41,11 +44,10 @@ void linear_update(const py::list& terms, const py::list& strides, uintptr_t res
 
 #ifdef AIGC_WITH_CUDA
 void linear_update_on_gpu(const py::list& terms, const py::list& strides, uintptr_t result,
-                          int64_t result_stride, uintptr_t coefficients, uintptr_t noise_scale,
-                          uintptr_t seeds, uintptr_t streams, int64_t rows, int64_t count, int dtype,
-                          int device, uintptr_t stream) {
-  const LinearUpdateArgs args = update_args(terms, strides, result, result_stride, coefficients, noise_scale,
-                                            seeds, streams, rows, count, dtype);
+                          int64_t result_stride, uintptr_t coefficients, const py::sequence& noise,
+                          int64_t rows, int64_t count, int dtype, int device, uintptr_t stream) {
+  const LinearUpdateArgs args =
+      update_args(terms, strides, result, result_stride, coefficients, noise, rows, count, dtype);
   if (const char* error = linear_update_cuda(args, device, out(stream)))
     throw std::runtime_error(std::string("linear_update: CUDA says ") + error);
 }

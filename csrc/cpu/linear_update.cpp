@@ -1,6 +1,6 @@
-// Solver step: out[b] = sum_j c[b, j] x_j[b] + s[b] z. Memory-bound without noise (J reads, one write per
-// element); the noise costs some 5 operations a float, so a block of it is made in the L1 cache and read back
-// as a term.
+// Solver step: out[b] = sum_j c[b, j] x_j[b] + s[b] z. Memory-bound without noise: J reads and one write per
+// element. The noise costs some 75 vector operations per sixteen elements; a block of it is made in the L1
+// cache and read back as one more term.
 #include "math/linear_update.h"
 
 #include "cpu/random.h"
@@ -11,8 +11,10 @@ namespace {
 
 constexpr int64_t kBlock = 4096;      // elements of one row per work item; a multiple of kNoiseBlock
 constexpr int64_t kNoiseBlock = 512;  // 2 KiB of noise at a time; a multiple of kNormals
+// Results from this size on don't fit the caches along with a term.
+constexpr int64_t kStreamBytes = int64_t(1) << 25;
 // Elements worth waking a thread for: some 10 us of either.
-constexpr int64_t kGrain = 65536, kNoiseGrain = 8192;
+constexpr int64_t kGrain = 65536, kNoiseGrain = 16384;
 
 // The terms of one row that count.
 template <class T>
@@ -21,12 +23,14 @@ struct Row {
   float coefficients[LinearUpdateArgs::kMaxTerms + 1];  // the noise's last
   int used;
   T* out;
+  bool streamed;  // past the caches: the result is larger than they are, and isn't read on the way
 };
 
 template <class T>
-Row<T> row_of(const LinearUpdateArgs& a, int64_t b) {
+Row<T> row_of(const LinearUpdateArgs& a, int64_t b, bool streamed) {
   Row<T> row;
   row.used = 0;
+  row.streamed = streamed;
   row.out = static_cast<T*>(a.out) + b * a.out_stride;
   for (int j = 0; j < a.num_terms; ++j) {
     const float c = a.coefficients[b * a.num_terms + j];
@@ -37,20 +41,48 @@ Row<T> row_of(const LinearUpdateArgs& a, int64_t b) {
   return row;
 }
 
-// Elements [first, last) of a row with J terms, the last of which is `noise` when Noisy. Returns each lane's
-// largest magnitude, as bits: those of NaN and infinity are the largest of all.
+// For whole, aligned cache lines; elsewhere an ordinary store.
+AIGC_INLINE void store_past_caches(float* p, Vec v) {
+#ifdef AIGC_WIDE
+  if (reinterpret_cast<uintptr_t>(p) % sizeof v == 0) {
+    constexpr int kFloats = kRegisterBytes / 4;
+    for (int i = 0; i < kParts; ++i) AIGC_WIDE(stream_ps)(p + i * kFloats, v.part[i]);
+    return;
+  }
+#endif
+  store(p, v);
+}
+AIGC_INLINE void store_past_caches(uint16_t* p, Vec v) { store(p, v); }
+
+// Stores past the caches aren't ordered by the releases that follow them.
+AIGC_INLINE void finish_stores() {
+#ifdef AIGC_WIDE
+  _mm_sfence();
+#endif
+}
+
+// One bit set in any lane.
+AIGC_INLINE bool any(UVec v) {
+  uint32_t lanes[kLanes], bits = 0;
+  std::memcpy(lanes, v.part, sizeof lanes);
+  for (uint32_t lane : lanes) bits |= lane;
+  return bits != 0;
+}
+
+// Elements [first, last) of a row with J terms, the last of which is `noise` when Noisy. Says whether all are
+// finite: v - v has no bit set then, and is NaN otherwise.
 //
 // The row comes by value: through a reference the compiler would reload it after every store.
 template <int J, bool Noisy, class T>
-IVec run(const Row<T> row, const float* noise, int64_t first, int64_t last) {
-  IVec worst{};
+bool run(const Row<T> row, const float* noise, int64_t first, int64_t last) {
+  UVec flaws{};
   int64_t i = first;
   for (; i + kLanes <= last; i += kLanes) {
     const Vec v = linear_update_element<J, Vec>(row.coefficients, [&](int j) {
       return Noisy && j == J - 1 ? load(noise + (i - first)) : load(row.terms[j] + i);
     });
-    store(row.out + i, v);
-    worst = vmax(worst, IVec(v) & 0x7FFFFFFF);
+    row.streamed ? store_past_caches(row.out + i, v) : store(row.out + i, v);
+    flaws = flaws | UVec(v - v);
   }
   if (i < last) {
     const int n = int(last - i);
@@ -58,13 +90,13 @@ IVec run(const Row<T> row, const float* noise, int64_t first, int64_t last) {
       return Noisy && j == J - 1 ? load_n(noise + (i - first), n) : load_n(row.terms[j] + i, n);
     });
     store_n(row.out + i, v, n);
-    worst = vmax(worst, IVec(v) & 0x7FFFFFFF);
+    flaws = flaws | UVec(v - v);
   }
-  return worst;
+  return !any(flaws);
 }
 
 template <bool Noisy, class T>
-IVec run(const Row<T>& row, const float* noise, int64_t first, int64_t last) {
+bool run(const Row<T>& row, const float* noise, int64_t first, int64_t last) {
   switch (row.used + int(Noisy)) {
     case 0:
       return run<0, false>(row, noise, first, last);
@@ -90,10 +122,10 @@ IVec run(const Row<T>& row, const float* noise, int64_t first, int64_t last) {
 }
 
 template <class T>
-IVec run_noisy(Row<T>& row, const LinearUpdateArgs& a, int64_t b, int64_t first, int64_t last) {
+bool run_noisy(Row<T>& row, const LinearUpdateArgs& a, int64_t b, int64_t first, int64_t last) {
   row.coefficients[row.used] = a.noise_scale[b];
   const PhiloxKeys keys(uint64_t(a.seeds[b]));
-  IVec worst{};
+  bool finite = true;
   for (int64_t i = first; i < last; i += kNoiseBlock) {
     alignas(64) float noise[kNoiseBlock];
     const int64_t end = i + kNoiseBlock < last ? i + kNoiseBlock : last;
@@ -102,20 +134,25 @@ IVec run_noisy(Row<T>& row, const LinearUpdateArgs& a, int64_t b, int64_t first,
       normals(keys, uint64_t(a.streams[b]), uint64_t((i + k) / kNormals), z);
       for (int v = 0; v < 4; ++v) store(noise + k + v * kLanes, z[v]);
     }
-    worst = vmax(worst, run<true>(row, noise, i, end));
+    finite &= run<true>(row, noise, i, end);
   }
-  return worst;
+  return finite;
 }
 
 template <class T>
-void run_item(const LinearUpdateArgs& a, int64_t b, int64_t first, int64_t last) {
-  Row<T> row = row_of<T>(a, b);
+void run_item(const LinearUpdateArgs& a, int64_t b, int64_t first, int64_t last, bool streamed) {
+  Row<T> row = row_of<T>(a, b, streamed);
   const bool noisy = a.noise_scale && a.noise_scale[b] != 0.0f;
-  const IVec worst = noisy ? run_noisy(row, a, b, first, last) : run<false>(row, nullptr, first, last);
-  if (!a.not_finite) return;
-  bool finite = true;
-  for (int lane = 0; lane < kLanes; ++lane) finite = finite && worst[lane] < 0x7F800000;
-  if (!finite) __atomic_store_n(a.not_finite + b, uint8_t(1), __ATOMIC_RELAXED);
+  const bool finite = noisy ? run_noisy(row, a, b, first, last) : run<false>(row, nullptr, first, last);
+  if (streamed) finish_stores();
+  if (a.not_finite && !finite) __atomic_store_n(a.not_finite + b, uint8_t(1), __ATOMIC_RELAXED);
+}
+
+bool is_streamed(const LinearUpdateArgs& a) {
+  if (a.rows * a.count * 4 < kStreamBytes) return false;
+  for (int j = 0; j < a.num_terms; ++j)
+    if (a.terms[j] == a.out) return false;
+  return true;
 }
 
 }  // namespace
@@ -123,15 +160,16 @@ void run_item(const LinearUpdateArgs& a, int64_t b, int64_t first, int64_t last)
 void linear_update(const LinearUpdateArgs& a) {
   if (a.count == 0) return;
   const int64_t blocks = (a.count + kBlock - 1) / kBlock;
+  const bool streamed = is_streamed(a);
   const int64_t worth = a.noise_scale ? kNoiseGrain : kGrain, size = a.count < kBlock ? a.count : kBlock;
   parallel_for(a.rows * blocks, (worth + size - 1) / size, a.threads, [&](int64_t begin, int64_t end) {
     for (int64_t item = begin; item < end; ++item) {
       const int64_t b = item / blocks, first = item % blocks * kBlock;
       const int64_t last = first + kBlock < a.count ? first + kBlock : a.count;
       if (a.dtype == DType::kFloat32) {
-        run_item<float>(a, b, first, last);
+        run_item<float>(a, b, first, last, streamed);
       } else {
-        run_item<uint16_t>(a, b, first, last);
+        run_item<uint16_t>(a, b, first, last, streamed);
       }
     }
   });
