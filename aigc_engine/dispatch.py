@@ -8,6 +8,7 @@ arguments and runs the first backend of the registry that can serve them, the re
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar
@@ -97,17 +98,36 @@ class Op:
         return f"<op {self.name}>"
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        self.check(*args, **kwargs)
         chosen = _chosen.get()
-        if chosen:
-            named = chosen.get(self.name) or chosen.get(_EVERY_OP, AUTO)
-            if named != AUTO:
-                return self._named(named, args, kwargs)(*args, **kwargs)
+        named = self._chosen_from(chosen) if chosen else AUTO
+        for backend, shortcut in self._shortcuts:
+            if named in (AUTO, backend):
+                try:
+                    result = shortcut(*args, **kwargs)
+                except TypeError:  # not the op's signature: the check says what it is
+                    break
+                if result is not NotImplemented:
+                    return result
+        self.check(*args, **kwargs)
+        if named != AUTO:
+            return self._named(named, args, kwargs)(*args, **kwargs)
         lead = _lead(args, kwargs)
         for line, impl in self._candidates(lead):
             if not self._refusals(line, args, kwargs):
                 return impl(*args, **kwargs)
         return self.reference(*args, **kwargs)
+
+    def _chosen_from(self, chosen: Mapping[str, str]) -> str:
+        return chosen.get(self.name) or chosen.get(_EVERY_OP, AUTO)
+
+    @functools.cached_property
+    def _shortcuts(self) -> tuple[tuple[str, Callable[..., Any]], ...]:
+        """(backend, shortcut) of the lines that have one and whose backend is here."""
+        return tuple(
+            (line.backend, _find(line.shortcut))
+            for line in self.lines
+            if line.shortcut and capability.missing(line.backend) is None
+        )
 
     @property
     def lines(self) -> tuple[Line, ...]:
@@ -119,7 +139,7 @@ class Op:
     def explain(self, *args: Any, **kwargs: Any) -> Explanation:
         """Says who runs this call in the current context and what each backend says to it."""
         self.check(*args, **kwargs)
-        named = _chosen.get().get(self.name) or _chosen.get().get(_EVERY_OP, AUTO)
+        named = self._chosen_from(_chosen.get())
         verdicts = [Verdict(line.backend, self._reasons(line, args, kwargs, named)) for line in self.lines]
         verdicts.append(Verdict(REFERENCE, ()))
         if named == AUTO:
@@ -233,7 +253,11 @@ def _op_names() -> set[str]:
 
 
 def _resolve(line: Line) -> Callable[..., Any]:
-    module, function = line.impl.split(":")
+    return _find(line.impl)
+
+
+def _find(path: str) -> Callable[..., Any]:
+    module, function = path.split(":")
     return getattr(importlib.import_module(module), function)
 
 

@@ -33,7 +33,11 @@ class Range:
 
 @dataclass(frozen=True)
 class Line:
-    """One backend of one op: where it is (`module:function`) and what it can serve."""
+    """One backend of one op: where it is (`module:function`) and what it can serve.
+
+    A shortcut (also `module:function`) is asked before anything else. It serves plain calls whole, checks
+    included, and returns NotImplemented for all others, which then go the long way.
+    """
 
     op: str
     backend: str
@@ -41,12 +45,19 @@ class Line:
     devices: frozenset[str]
     dtypes: frozenset[torch.dtype]
     limits: Mapping[str, Range | frozenset] = field(default_factory=dict)
+    shortcut: str = ""
 
 
 def _native(
-    op: str, module: str, dtypes: frozenset[torch.dtype] = FLOATS, **limits: Range | frozenset
+    op: str,
+    module: str,
+    dtypes: frozenset[torch.dtype] = FLOATS,
+    *,
+    shortcut: str = "",
+    **limits: Range | frozenset,
 ) -> Line:
-    return Line(op, "native", f"aigc_engine.native.{module}:{op}", frozenset({"cpu"}), dtypes, limits)
+    impl = f"aigc_engine.native.{module}:{op}"
+    return Line(op, "native", impl, frozenset({"cpu"}), dtypes, limits, shortcut)
 
 
 def _triton(op: str, dtypes: frozenset[torch.dtype] = GPU_FLOATS, **limits: Range | frozenset) -> Line:
@@ -67,7 +78,7 @@ LINES: tuple[Line, ...] = (
     _native("group_norm_silu", "norm"),
     _triton("group_norm_silu"),
     _native("layer_norm", "norm"),
-    _native("linear_update", "diffusion"),
+    _native("linear_update", "diffusion", shortcut="aigc_engine._native:linear_update_direct"),
     _triton("linear_update", FLOATS),
     _cuda("linear_update"),
     _native("philox_normal", "random", INT64, device=frozenset({"cpu"})),

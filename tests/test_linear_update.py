@@ -175,3 +175,39 @@ X, C, S = torch.ones(2, 3), torch.ones(2, 1), torch.arange(2)
 def test_bad_input(call, kind: type[Exception], message: str) -> None:
     with pytest.raises(kind, match=message):
         call()
+
+
+def test_shortcut_declines_what_is_not_plain() -> None:
+    from aigc_engine import _native
+
+    x, c, noise = randn(2, 6), torch.ones(2, 1), noise_of(2)
+    assert torch.equal(_native.linear_update_direct([x], c), x)
+    for terms, coefficients, more in (
+        ([], c, {}),
+        (iter([x]), c, {}),
+        ([x.double()], c, {}),
+        ([x.requires_grad_(False).clone().requires_grad_()], c, {}),
+        ([torch.nn.Parameter(x, requires_grad=False)], c, {}),
+        ([randn(6, 2).t()], c, {}),
+        ([x, randn(2, 5)], torch.ones(2, 2), {}),
+        ([x, x.bfloat16()], torch.ones(2, 2), {}),
+        ([x], torch.ones(2, 2), {}),
+        ([x], c.double(), {}),
+        ([x.to("meta")], c, {}),
+        ([x[:0]], c[:0], {}),
+        ([x], c, {"out": randn(2, 5)}),
+        ([x], c, {"seeds": noise["seeds"]}),
+        ([x], c, noise | {"seeds": noise["seeds"].int()}),
+        ([x], c, noise | {"streams": None}),
+    ):
+        assert _native.linear_update_direct(terms, coefficients, **more) is NotImplemented
+
+
+def test_wrong_signature_is_said_by_the_op() -> None:
+    with pytest.raises(TypeError, match="unexpected keyword argument 'noise'"):
+        linear_update([randn(1, 2)], torch.ones(1, 1), noise=1.0)  # type: ignore[call-arg]
+
+
+def test_vmap_takes_the_long_way_and_says_so() -> None:
+    with pytest.raises(RuntimeError, match="data pointer"):
+        torch.vmap(lambda x: linear_update([x], torch.ones(1, 1)))(randn(3, 1, 2))

@@ -53,6 +53,20 @@ def test_native_parity(op: Op, dtype: torch.dtype, level: str) -> None:
     assert not failures, "\n".join(failures)
 
 
+@pytest.mark.parametrize("op", [op for op in NATIVE if op.lines[0].shortcut], ids=lambda op: op.name)
+def test_shortcut_has_the_bits_of_its_adapter(op: Op) -> None:
+    taken = 0
+    for dtype in op.dtypes:
+        for sample in samples_of(op, dtype):
+            for _, shortcut in op._shortcuts:
+                results = shortcut(*sample.args, **sample.kwargs)
+                if results is not NotImplemented:
+                    taken += 1
+                    expected = op.implementation("native")(*sample.args, **sample.kwargs)
+                    assert all(map(same_bits, pieces(results), pieces(expected))), sample.name
+    assert taken
+
+
 @pytest.mark.parametrize(("op", "dtype", "level"), CASES)
 def test_native_contract(op: Op, dtype: torch.dtype, level: str) -> None:
     """Inputs unchanged, same bits twice and with 1, 2 and 7 threads, memory format as the reference's."""

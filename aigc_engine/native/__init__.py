@@ -112,3 +112,7 @@ def on_huge_pages(out: torch.Tensor) -> torch.Tensor:
     if size >= FRESH_BYTES:
         _native.prefer_huge_pages(out.data_ptr(), size)
     return out
+
+
+if capability.native_missing() is None:
+    _native.learn_tensors(torch.Tensor, torch.empty_like, threads)

@@ -8,51 +8,6 @@
 namespace aigc {
 namespace {
 
-// noise: no addresses, or those of noise_scale, seeds and streams.
-LinearUpdateArgs update_args(const py::list& terms, const py::list& strides, uintptr_t result,
-                             int64_t result_stride, uintptr_t coefficients, const py::sequence& noise,
-                             int64_t rows, int64_t count, int dtype) {
-  if (terms.size() > LinearUpdateArgs::kMaxTerms || strides.size() != terms.size())
-    throw py::value_error("linear_update: terms and strides, expected as many, at most 8");
-  LinearUpdateArgs args{};
-  args.num_terms = int(terms.size());
-  for (int j = 0; j < args.num_terms; ++j) {
-    args.terms[j] = in(terms[size_t(j)].cast<uintptr_t>());
-    args.term_strides[j] = strides[size_t(j)].cast<int64_t>();
-  }
-  args.out = out(result);
-  args.out_stride = result_stride;
-  args.coefficients = static_cast<const float*>(in(coefficients));
-  if (noise.size() == 3) {
-    args.noise_scale = static_cast<const float*>(in(noise[0].cast<uintptr_t>()));
-    args.seeds = static_cast<const int64_t*>(in(noise[1].cast<uintptr_t>()));
-    args.streams = static_cast<const int64_t*>(in(noise[2].cast<uintptr_t>()));
-  }
-  args.rows = rows, args.count = count, args.dtype = DType(dtype);
-  return args;
-}
-
-void linear_update(const py::list& terms, const py::list& strides, uintptr_t result, int64_t result_stride,
-                   uintptr_t coefficients, const py::sequence& noise, int64_t rows, int64_t count, int dtype,
-                   int threads) {
-  LinearUpdateArgs args =
-      update_args(terms, strides, result, result_stride, coefficients, noise, rows, count, dtype);
-  args.threads = threads;
-  py::gil_scoped_release unlocked;
-  kernels().linear_update(args);
-}
-
-#ifdef AIGC_WITH_CUDA
-void linear_update_on_gpu(const py::list& terms, const py::list& strides, uintptr_t result,
-                          int64_t result_stride, uintptr_t coefficients, const py::sequence& noise,
-                          int64_t rows, int64_t count, int dtype, int device, uintptr_t stream) {
-  const LinearUpdateArgs args =
-      update_args(terms, strides, result, result_stride, coefficients, noise, rows, count, dtype);
-  if (const char* error = linear_update_cuda(args, device, out(stream)))
-    throw std::runtime_error(std::string("linear_update: CUDA says ") + error);
-}
-#endif
-
 // evaluate(k) returns the addresses of its output: [cond] or [cond, uncond], (rows, count) float32 each.
 class PythonDenoiser : public Denoiser {
  public:
@@ -140,10 +95,6 @@ py::tuple run_denoise_loop(const py::object& model, uintptr_t states, int64_t co
 }  // namespace
 
 void bind_diffusion(py::module_& m) {
-  m.def("linear_update", &linear_update);
-#ifdef AIGC_WITH_CUDA
-  m.def("linear_update_cuda", &linear_update_on_gpu);
-#endif
   py::class_<Denoiser>(m, "Denoiser", "A model that runs without Python.");
   py::class_<LinearDenoiser, Denoiser>(m, "LinearDenoiser", "out = slope[k] x + offset[k] at evaluation k.")
       .def(py::init<std::vector<float>, std::vector<float>, int>());

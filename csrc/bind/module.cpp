@@ -1,4 +1,5 @@
 #include "bind/bind.h"
+#include "bind/tensor.h"
 #include "cpu/table.h"
 #include "runtime/huge_pages.h"
 #include "runtime/thread_pool.h"
@@ -21,6 +22,7 @@ PYBIND11_MODULE(_native, m) {
   m.def("prefer_huge_pages",
         [](uintptr_t address, size_t bytes) { aigc::prefer_huge_pages(aigc::out(address), bytes); });
   m.def("pool_workers", &aigc::pool_workers, "Worker threads of the pool in this process.");
+  m.def("learn_tensors", &aigc::learn_tensors);
 #ifdef AIGC_WITH_CUDA
   m.attr("with_cuda") = true;
 #else
@@ -28,6 +30,7 @@ PYBIND11_MODULE(_native, m) {
 #endif
   aigc::bind_activation(m);
   aigc::bind_diffusion(m);
+  aigc::bind_linear_update(m);
   aigc::bind_norm(m);
   aigc::bind_random(m);
   aigc::bind_decode(m);

@@ -9,12 +9,11 @@
 namespace aigc::AIGC_ISA {
 namespace {
 
-constexpr int64_t kBlock = 4096;      // elements of one row per work item; a multiple of kNoiseBlock
-constexpr int64_t kNoiseBlock = 512;  // 2 KiB of noise at a time; a multiple of kNormals
+constexpr int64_t kBlock = 4096;  // elements of one row per work item; a multiple of kNoiseBlock
 // Results from this size on don't fit the caches along with a term.
 constexpr int64_t kStreamBytes = int64_t(1) << 25;
 // Elements worth waking a thread for: some 10 us of either.
-constexpr int64_t kGrain = 65536, kNoiseGrain = 16384;
+constexpr int64_t kGrain = 65536, kNoiseGrain = 8192;
 
 // The terms of one row that count.
 template <class T>
@@ -129,11 +128,7 @@ bool run_noisy(Row<T>& row, const LinearUpdateArgs& a, int64_t b, int64_t first,
   for (int64_t i = first; i < last; i += kNoiseBlock) {
     alignas(64) float noise[kNoiseBlock];
     const int64_t end = i + kNoiseBlock < last ? i + kNoiseBlock : last;
-    for (int64_t k = 0; k < end - i; k += kNormals) {
-      Vec z[4];
-      normals(keys, uint64_t(a.streams[b]), uint64_t((i + k) / kNormals), z);
-      for (int v = 0; v < 4; ++v) store(noise + k + v * kLanes, z[v]);
-    }
+    normals(keys, uint64_t(a.streams[b]), i, end - i, noise);
     finite &= run<true>(row, noise, i, end);
   }
   return finite;

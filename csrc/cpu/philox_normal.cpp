@@ -6,7 +6,7 @@
 namespace aigc::AIGC_ISA {
 namespace {
 
-constexpr int64_t kBlock = 4096;  // elements of one row per work item; a multiple of kNormals
+constexpr int64_t kBlock = 4096;  // elements of one row per work item; a multiple of kNoiseBlock
 
 template <class T>
 void run(const PhiloxNormalArgs& a) {
@@ -19,17 +19,13 @@ void run(const PhiloxNormalArgs& a) {
       const int64_t last = first + kBlock < a.count ? first + kBlock : a.count;
       const PhiloxKeys keys(uint64_t(a.seeds[row]));
       T* out = static_cast<T*>(a.out) + row * a.count;
-      for (int64_t i = first; i < last; i += kNormals) {
-        Vec z[4];
-        normals(keys, a.stream, uint64_t(i / kNormals), z);
-        for (int v = 0; v < 4; ++v) {
-          const int64_t left = last - i - v * kLanes;
-          if (left >= kLanes) {
-            store(out + i + v * kLanes, z[v]);
-          } else if (left > 0) {
-            store_n(out + i + v * kLanes, z[v], int(left));
-          }
-        }
+      for (int64_t i = first; i < last; i += kNoiseBlock) {
+        alignas(64) float z[kNoiseBlock];
+        const int64_t n = last - i < kNoiseBlock ? last - i : kNoiseBlock;
+        normals(keys, a.stream, i, n, z);
+        int64_t k = 0;
+        for (; k + kLanes <= n; k += kLanes) store(out + i + k, load(z + k));
+        if (k < n) store_n(out + i + k, load(z + k), int(n - k));
       }
     }
   });

@@ -72,10 +72,11 @@ struct VectorLanes {
   static AIGC_HD Float sqrt(Float f) { return vsqrt(f); }
 };
 
-constexpr int kNormals = 64;  // what one call makes
+constexpr int kNormals = 64;          // a group: sixteen counters, two of eight 64-bit lanes
+constexpr int64_t kNoiseBlock = 512;  // eight groups, 2 KiB: stays in the L1 cache
 
-// Elements [64 group, 64 group + 64) of the row: sixteen counters, two of eight 64-bit lanes.
-AIGC_INLINE void normals(const PhiloxKeys& keys, uint64_t stream, uint64_t group, Vec (&z)[4]) {
+// The random words of elements [64 group, 64 group + 64) of a row, as the four vectors that box_muller pairs.
+AIGC_INLINE void random_words(const PhiloxKeys& keys, uint64_t stream, uint64_t group, float* words) {
   // Lane 4k+j takes block 4j+k, so that transposing 4x4 blocks leaves the elements in order.
   static constexpr uint64_t kEven[] = {0, 8, 1, 9, 2, 10, 3, 11}, kOdd[] = {4, 12, 5, 13, 6, 14, 7, 15};
   const uint64_t block = group * 16;
@@ -83,11 +84,26 @@ AIGC_INLINE void normals(const PhiloxKeys& keys, uint64_t stream, uint64_t group
   QVec odd[4] = {load_bits<QVec>(kOdd) + block, even[1], even[2], even[3]};
   philox<VectorLanes>(keys, even);
   philox<VectorLanes>(keys, odd);
-  UVec words[4];
-  for (int i = 0; i < 4; ++i) words[i] = UVec((even[i] & 0xFFFFFFFFu) | (odd[i] << 32));
-  box_muller<VectorLanes>(words[0], words[1], z[0], z[1]);
-  box_muller<VectorLanes>(words[2], words[3], z[2], z[3]);
-  transpose4(z);
+  for (int i = 0; i < 4; ++i) store_bits(words + i * kLanes, UVec((even[i] & 0xFFFFFFFFu) | (odd[i] << 32)));
+}
+
+// Elements [first, first + count) of a row, first a multiple of kNormals and count at most kNoiseBlock, which
+// is what z has room for.
+//
+// All words first: a group's rounds and polynomials are one chain of some 250 cycles and as many operations,
+// so a core sees little more than one chain at a time unless the halves of several stand side by side.
+AIGC_INLINE void normals(const PhiloxKeys& keys, uint64_t stream, int64_t first, int64_t count, float* z) {
+  for (int64_t i = 0; i < count; i += kNormals)
+    random_words(keys, stream, uint64_t((first + i) / kNormals), z + i);
+  for (float* group = z; group < z + count; group += kNormals) {
+    Vec v[4];
+    UVec words[4];
+    for (int i = 0; i < 4; ++i) words[i] = load_bits<UVec>(group + i * kLanes);
+    box_muller<VectorLanes>(words[0], words[1], v[0], v[1]);
+    box_muller<VectorLanes>(words[2], words[3], v[2], v[3]);
+    transpose4(v);
+    for (int i = 0; i < 4; ++i) store(group + i * kLanes, v[i]);
+  }
 }
 
 }  // namespace aigc::AIGC_ISA

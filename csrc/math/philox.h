@@ -39,10 +39,11 @@ struct ScalarLanes {
   static AIGC_HD Float sqrt(Float f) { return sqrtf(f); }
 };
 
-// Keys of the ten rounds: the seed's halves plus multiples of the Weyl increments.
+// Keys of the ten rounds: the seed's halves plus multiples of the Weyl increments. 32 bits in 64, so that
+// vectors of 64-bit lanes take them straight from memory.
 struct PhiloxKeys {
   static constexpr int kRounds = 10;
-  uint32_t k0[kRounds], k1[kRounds];
+  uint64_t k0[kRounds], k1[kRounds];
 
   AIGC_HD explicit PhiloxKeys(uint64_t seed) {
     for (int i = 0; i < kRounds; ++i) {

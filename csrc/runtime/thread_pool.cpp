@@ -206,19 +206,34 @@ OpenMP openmp() {
 
 std::atomic<bool> team_busy{false};
 
+// Thread t begins with the t-th share of the chunks, call after call, so that what one call left in a core's
+// caches the next finds there; then it helps the others.
 struct Team {
   ChunkBody body;
   const void* context;
-  int64_t count, chunks;
-  std::atomic<int64_t> next{0};
+  int64_t count, chunks, threads;
+  std::atomic<int64_t>* taken;  // of each thread's share
 
   static void work(void* data) {
-    Team& team = *static_cast<Team*>(data);
+    const Team& team = *static_cast<Team*>(data);
+    const int64_t own = thread_number();
+    for (int64_t i = 0; i < team.threads; ++i) team.work_on_share((own + i) % team.threads);
+  }
+
+ private:
+  void work_on_share(int64_t share) const {
+    const int64_t first = chunks * share / threads, last = chunks * (share + 1) / threads;
     for (;;) {
-      const int64_t i = team.next.fetch_add(1, std::memory_order_relaxed);
-      if (i >= team.chunks) return;
-      team.body(team.context, team.count * i / team.chunks, team.count * (i + 1) / team.chunks);
+      const int64_t i = first + taken[share].fetch_add(1, std::memory_order_relaxed);
+      if (i >= last) return;
+      body(context, count * i / chunks, count * (i + 1) / chunks);
     }
+  }
+
+  static int thread_number() {
+    using Number = int (*)();
+    static const Number found = reinterpret_cast<Number>(dlsym(RTLD_DEFAULT, "omp_get_thread_num"));
+    return found();
   }
 };
 
@@ -233,7 +248,9 @@ void parallel_for(int64_t count, int64_t grain, int threads, ChunkBody body, con
   const OpenMP run = openmp();
   if (!run) return pool().run(count, chunks, int(used), body, context);
   if (team_busy.exchange(true, std::memory_order_acquire)) return body(context, 0, count);
-  Team team{body, context, count, chunks};
+  std::atomic<int64_t> taken[kMaxWorkers + 1];
+  for (int64_t i = 0; i < used; ++i) taken[i].store(0, std::memory_order_relaxed);
+  Team team{body, context, count, chunks, used, taken};
   run(&Team::work, &team, unsigned(used), 0);
   team_busy.store(false, std::memory_order_release);
 }
