@@ -11,16 +11,16 @@ AIGC_INLINE Vec verf(Vec x) {
   const Vec z = vmin(splat(3.925f), vmax(splat(-3.925f), x));
   const Vec y = z * z;
   Vec p = splat(5.340024106e-2f);
-  p = p * y + 7.559188124f;
-  p = p * y + 101.9193565f;
-  p = p * y + 1395.838674f;
-  p = p * y + 5074.081689f;
-  p = p * y + 29671.06533f;
+  p = vfma(p, y, 7.559188124f);
+  p = vfma(p, y, 101.9193565f);
+  p = vfma(p, y, 1395.838674f);
+  p = vfma(p, y, 5074.081689f);
+  p = vfma(p, y, 29671.06533f);
   Vec q = y + 31.28190038f;
-  q = q * y + 399.3632789f;
-  q = q * y + 3028.279704f;
-  q = q * y + 13261.84350f;
-  q = q * y + 26295.30043f;
+  q = vfma(q, y, 399.3632789f);
+  q = vfma(q, y, 3028.279704f);
+  q = vfma(q, y, 13261.84350f);
+  q = vfma(q, y, 26295.30043f);
   // Not below -1, which gelu would multiply by any x.
   return vmax(splat(-1.0f), z * p / q);
 }
@@ -30,21 +30,24 @@ AIGC_INLINE Vec vtanh(Vec x) {
   const Vec magnitude = select(x < splat(0.0f), -x, x);
   const Vec z = x * x;
   Vec p = splat(-5.70498872745e-3f);
-  p = p * z + 2.06390887954e-2f;
-  p = p * z - 5.37397155531e-2f;
-  p = p * z + 1.33314422036e-1f;
-  p = p * z - 3.33332819422e-1f;
-  const Vec small = p * z * x + x;
+  p = vfma(p, z, 2.06390887954e-2f);
+  p = vfma(p, z, -5.37397155531e-2f);
+  p = vfma(p, z, 1.33314422036e-1f);
+  p = vfma(p, z, -3.33332819422e-1f);
+  const Vec small = vfma(p * z, x, x);
   const Vec far = splat(1.0f) - splat(2.0f) / (vexp(magnitude + magnitude) + 1.0f);
   const Vec big = select(x < splat(0.0f), -far, far);
   return select(magnitude < splat(0.625f), small, select(x == x, big, x));
 }
 
-AIGC_INLINE Vec vgelu(Vec x) { return x * 0.5f * (verf(x * 0.70710678118654752f) + 1.0f); }
+AIGC_INLINE Vec vgelu(Vec x) {
+  const Vec half = x * 0.5f;
+  return vfma(half, verf(x * 0.70710678118654752f), half);
+}
 
 AIGC_INLINE Vec vgelu_tanh(Vec x) {
-  const Vec inner = (x + x * x * x * 0.044715f) * 0.79788456080286536f;
-  return x * 0.5f * (vtanh(inner) + 1.0f);
+  const Vec inner = x * vfma(x * x, 0.79788456080286536f * 0.044715f, 0.79788456080286536f), half = x * 0.5f;
+  return vfma(half, vtanh(inner), half);
 }
 
 template <Activation A>

@@ -31,16 +31,16 @@ AIGC_INLINE Vec silu_log2(Vec t) {
   Vec p;
   if constexpr (sizeof(T) == 4) {
     p = splat(-1.9153900557e-3f);
-    p = p * f - 1.39588554962e-2f;
-    p = p * f - 8.00798651217e-2f;
-    p = p * f - 3.46565929974e-1f;
-    p = p * f - 9.99999691992e-1f;
-    p = p * f - 1.44269514426f;
+    p = vfma(p, f, -1.39588554962e-2f);
+    p = vfma(p, f, -8.00798651217e-2f);
+    p = vfma(p, f, -3.46565929974e-1f);
+    p = vfma(p, f, -9.99999691992e-1f);
+    p = vfma(p, f, -1.44269514426f);
   } else {
     p = splat(-7.95958933975e-2f);
-    p = p * f - 3.50013862897e-1f;
-    p = p * f - 1.00016418576f;
-    p = p * f - 1.44259127293f;
+    p = vfma(p, f, -3.50013862897e-1f);
+    p = vfma(p, f, -1.00016418576f);
+    p = vfma(p, f, -1.44259127293f);
   }
   const Vec power = Vec(UVec(p) + (UVec(shifted) << 23));  // n added to the exponent
   return bounded / (power - kLog2E);
@@ -48,7 +48,7 @@ AIGC_INLINE Vec silu_log2(Vec t) {
 
 template <class T, bool Silu>
 AIGC_INLINE Vec finish(Vec x, Vec centre, Vec scale, Vec shift) {
-  const Vec v = (x - centre) * scale + shift;
+  const Vec v = vfma(x - centre, scale, shift);
   return Silu ? silu_log2<T>(v) : v;
 }
 
@@ -75,7 +75,7 @@ AIGC_INLINE void pixel_sums(const T* x, int64_t pixels, int64_t stride, int n, f
       const Pair value = load_pair(x + p * stride + v * kPair, n);
       const Vec a = value.a - k[v].a, b = value.b - k[v].b;
       s[v].a = s[v].a + a, s[v].b = s[v].b + b;
-      q[v].a = q[v].a + a * a, q[v].b = q[v].b + b * b;
+      q[v].a = vfma(a, a, q[v].a), q[v].b = vfma(b, b, q[v].b);
     }
   }
   for (int v = 0; v < V; ++v) {

@@ -54,7 +54,7 @@ struct Centre {
 AIGC_INLINE void accumulate(Pair x, float shift, Vec* sums, Vec* squares) {
   const Vec a = x.a - shift, b = x.b - shift;
   sums[0] = sums[0] + a, sums[1] = sums[1] + b;
-  squares[0] = squares[0] + a * a, squares[1] = squares[1] + b * b;
+  squares[0] = vfma(a, a, squares[0]), squares[1] = vfma(b, b, squares[1]);
 }
 
 // Sums over n <= kRunBlock contiguous elements.

@@ -1,8 +1,9 @@
 // Sixteen 32-bit lanes on every ISA level.
 //
 // A value is one zmm, two ymm, four xmm or four NEON registers, each a GCC/Clang vector. Lane count, lane
-// order and rounding (multiply and add, never fused) are the same everywhere, so a kernel gives the same bits
-// on every level; only its speed differs. Included inside kernel sources, which are compiled once per level.
+// order and rounding are the same everywhere (operators never fuse, vfma always does), so a kernel gives the
+// same bits on every level; only its speed differs. Included inside kernel sources, which are compiled once
+// per level.
 #pragma once
 
 #include <cstdint>
@@ -16,6 +17,8 @@
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #include <immintrin.h>
 #pragma GCC diagnostic pop
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 namespace aigc::AIGC_ISA {
@@ -176,6 +179,43 @@ AIGC_INLINE Vec vmin(Vec a, Vec b) {
 }
 #endif
 
+// a b + c with one rounding: half the operations of a polynomial.
+#if defined(__FMA__)
+AIGC_INLINE Vec vfma(Vec a, Vec b, Vec c) {
+  for (int i = 0; i < kParts; ++i) a.part[i] = AIGC_WIDE(fmadd_ps)(a.part[i], b.part[i], c.part[i]);
+  return a;
+}
+#elif defined(__aarch64__)
+AIGC_INLINE Vec vfma(Vec a, Vec b, Vec c) {
+  for (int i = 0; i < kParts; ++i) a.part[i] = vfmaq_f32(c.part[i], a.part[i], b.part[i]);
+  return a;
+}
+#else
+// Without the instruction: the product is exact in double; the sum is rounded to odd (S. Boldo, G. Melquiond,
+// "Emulation of FMA and Correctly Rounded Sums: Proved Algorithms Using Rounding to Odd", 2008), so that the
+// second rounding, to float, is the only one that counts.
+AIGC_INLINE float fused(float a, float b, float c) {
+  const double product = double(a) * double(b), total = product + double(c);
+  const double back = total - product, error = (product - (total - back)) + (double(c) - back);
+  int64_t bits;
+  std::memcpy(&bits, &total, sizeof bits);
+  if ((error > 0.0 || error < 0.0) && (bits & 1) == 0) bits += (error > 0.0) == (total > 0.0) ? 1 : -1;
+  double odd;
+  std::memcpy(&odd, &bits, sizeof odd);
+  return float(odd);
+}
+
+AIGC_INLINE Vec vfma(Vec a, Vec b, Vec c) {
+  for (int i = 0; i < kParts; ++i)
+    for (int lane = 0; lane < kRegisterBytes / 4; ++lane)
+      a.part[i][lane] = fused(a.part[i][lane], b.part[i][lane], c.part[i][lane]);
+  return a;
+}
+#endif
+AIGC_INLINE Vec vfma(Vec a, Vec b, float c) { return vfma(a, b, splat(c)); }
+AIGC_INLINE Vec vfma(Vec a, float b, float c) { return vfma(a, splat(b), splat(c)); }
+AIGC_INLINE Vec vfma(Vec a, float b, Vec c) { return vfma(a, splat(b), c); }
+
 // Sixteen values in memory order, as they are. Part by part: a copy of the whole would go through the stack.
 template <class L>
 AIGC_INLINE L load_bits(const void* p) {
@@ -291,17 +331,16 @@ AIGC_INLINE float sum(Vec v) {
 // FLT_MAX.
 AIGC_INLINE Vec vexp(Vec x) {
   const Vec clamped = vmin(splat(88.37626f), vmax(splat(-87.33654f), x));
-  const Vec shifted = clamped * 1.44269504088896341f + 12582912.0f;  // 1.5 * 2^23 rounds to an integer
+  const Vec shifted = vfma(clamped, 1.44269504088896341f, 12582912.0f);  // 1.5 * 2^23 rounds to an integer
   const Vec n = shifted - 12582912.0f;
-  Vec r = clamped - n * 0.693359375f;
-  r = r - n * -2.12194440e-4f;
+  const Vec r = vfma(n, 2.12194440e-4f, vfma(n, -0.693359375f, clamped));
   Vec p = splat(1.9875691500e-4f);
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * (r * r) + r + 1.0f;
+  p = vfma(p, r, 1.3981999507e-3f);
+  p = vfma(p, r, 8.3334519073e-3f);
+  p = vfma(p, r, 4.1665795894e-2f);
+  p = vfma(p, r, 1.6666665459e-1f);
+  p = vfma(p, r, 5.0000001201e-1f);
+  p = vfma(p, r * r, r) + 1.0f;
   return p * Vec((UVec(shifted) << 23) + 0x3f800000u);  // the low bits of `shifted` are n
 }
 
