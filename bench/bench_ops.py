@@ -14,7 +14,7 @@ from aigc_engine.dispatch import Op
 from aigc_engine.testing import Sample, parity_failure, to_float64
 from bench.case import Case, Mismatch, Work
 
-TARGETS = {("group_norm_silu", "sd15_unet_320ch_64px"): 2.0}
+TARGETS = {("group_norm_silu", "sd15_unet_64px_latent"): 2.0}
 
 
 def cases() -> Iterator[Case]:

@@ -118,6 +118,8 @@ def _samples_linear_update(dtype: torch.dtype, device: str) -> Iterator[Sample]:
     big = [randn(8, 4, 128, 128) for _ in range(2)]
     yield Sample("sdxl_ddim_b8", (big, numbers(8, 2)), bench=True)
     yield Sample("sdxl_ddpm_b8", (big, numbers(8, 2)), noise(8), bench=True)
+    beyond_caches = [randn(64, 4, 128, 128) for _ in range(2)]
+    yield Sample("sdxl_ddim_b64", (beyond_caches, numbers(64, 2)), bench=True)
 
 
 def _cost(terms: Sequence[Tensor], coefficients: Tensor, **kwargs: Any) -> tuple[float, float]:
