@@ -73,6 +73,7 @@ class Op:
         cost: Callable[..., tuple[float, float]] | None = None,
         dtypes: frozenset[torch.dtype],
         exact: bool = False,
+        tiled: bool = False,
         slack: float = 1.0,
         because: str = "",
     ) -> None:
@@ -91,6 +92,7 @@ class Op:
         self.cost = cost
         self.dtypes = dtypes
         self.exact, self.slack, self.because = exact, slack, because
+        self.tiled = tiled  # made of products whose order of sums is the ISA level's own
         self._lines: tuple[Line, ...] | None = None
         self._open: dict[tuple[str, torch.dtype], list[tuple[Line, Callable[..., Any]]]] = {}
 

@@ -78,6 +78,7 @@ LINES: tuple[Line, ...] = (
     _native("group_norm_silu", "norm"),
     _triton("group_norm_silu"),
     _native("layer_norm", "norm"),
+    _native("linear", "linear", weight=frozenset({"packed"}), gated_tail=Range(0, 0)),
     _native("linear_update", "diffusion", shortcut="aigc_engine._native:linear_update_direct"),
     _triton("linear_update", FLOATS),
     _cuda("linear_update"),

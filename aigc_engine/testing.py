@@ -18,7 +18,7 @@ class Sample:
         name: shape class (`tail_17`) or workload (`sd15_unet_mid`).
         args, kwargs: the op's arguments.
         exact: the answer is exact in float32 (small integers): backends must equal the reference.
-        bench: also timed by `bench/`.
+        bench: timed by `bench/`, too large for tests; an op yields these last.
         batch_axis: axis of the first tensor along which rows are independent; None where there is none.
             Weights must differ from the batch in that axis' length, so that only batched tensors are cut.
     """

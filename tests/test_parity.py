@@ -5,6 +5,7 @@ The Triton lines run in the interpreter, in tests/test_triton.py's process.
 
 from __future__ import annotations
 
+import itertools
 from contextlib import nullcontext
 
 import pytest
@@ -25,6 +26,7 @@ from aigc_engine.testing import (
 from tests.conftest import ALL_OPS
 
 LEVELS = [name for name, _, supported in native.isa_levels() if supported]
+EMULATED = "amx_emulated"  # differs from portable in products only
 NATIVE = [op for op in ALL_OPS if "native" in op.backends()]
 CASES = [
     pytest.param(op, dtype, level, id=f"{op.name}-{str(dtype).removeprefix('torch.')}-{level}")
@@ -33,11 +35,12 @@ CASES = [
     if line.backend == "native"
     for dtype in sorted(line.dtypes & op.dtypes, key=str)
     for level in LEVELS
+    if op.tiled or level != EMULATED
 ]
 
 
 def samples_of(op: Op, dtype: torch.dtype) -> list[Sample]:
-    samples = [sample for sample in op.samples(dtype, "cpu") if not sample.bench]
+    samples = list(itertools.takewhile(lambda sample: not sample.bench, op.samples(dtype, "cpu")))
     assert samples, f"{op.name} has no samples in {dtype}"
     return samples
 
@@ -101,7 +104,7 @@ def test_native_batch_invariance(op: Op, dtype: torch.dtype, level: str) -> None
 
 
 def test_all_levels_give_the_same_bits() -> None:
-    for op in NATIVE:
+    for op in (op for op in NATIVE if not op.tiled):
         for sample in samples_of(op, min(op.dtypes, key=str)):
             results = []
             for level in LEVELS:

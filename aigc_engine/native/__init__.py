@@ -45,6 +45,11 @@ def isa_levels() -> list[tuple[str, bool, bool]]:
     return list(_native.isa_levels())
 
 
+def products() -> tuple[bool, bool]:
+    """Whether the running level has bfloat16 tiles, and bfloat16 products faster than float32's."""
+    return _native.isa_products()
+
+
 @contextlib.contextmanager
 def force_isa(level: str) -> Iterator[None]:
     """Runs the kernels of another ISA level (process-wide: for tests and benchmarks).

@@ -6,10 +6,13 @@ from aigc_engine.ops.decode import sample_token
 from aigc_engine.ops.decoder import decoder_step
 from aigc_engine.ops.diffusion import linear_update
 from aigc_engine.ops.gan import modulated_conv2d, upfirdn2d
+from aigc_engine.ops.linear import linear, pack_linear
 from aigc_engine.ops.norm import group_norm, group_norm_silu, layer_norm, rms_norm
+from aigc_engine.ops.packed import PackedWeight
 from aigc_engine.ops.random import philox_normal, philox_uniform
 
 __all__ = [
+    "PackedWeight",
     "attention",
     "bias_act",
     "decoder_step",
@@ -17,8 +20,10 @@ __all__ = [
     "group_norm",
     "group_norm_silu",
     "layer_norm",
+    "linear",
     "linear_update",
     "modulated_conv2d",
+    "pack_linear",
     "philox_normal",
     "philox_uniform",
     "rms_norm",

@@ -2,6 +2,7 @@
 #include "bind/tensor.h"
 #include "cpu/table.h"
 #include "runtime/huge_pages.h"
+#include "runtime/scratch.h"
 #include "runtime/thread_pool.h"
 
 namespace py = pybind11;
@@ -18,6 +19,14 @@ PYBIND11_MODULE(_native, m) {
       rows.append(py::make_tuple(levels[i].name, levels[i].built, levels[i].supported));
     return rows;
   });
+  m.def(
+      "isa_products",
+      [] {
+        const aigc::IsaLevel& level = aigc::isa_level();
+        return py::make_tuple(level.tiles, level.dots);
+      },
+      "Whether the level has bfloat16 tiles, and bfloat16 products faster than float32's.");
+  m.def("poison_scratch", &aigc::poison_scratch, "For tests: fills scratch memory with NaN before its use.");
   m.def("available_cpus", &aigc::available_cpus, "CPUs in this process's affinity mask.");
   m.def("prefer_huge_pages",
         [](uintptr_t address, size_t bytes) { aigc::prefer_huge_pages(aigc::out(address), bytes); });
@@ -30,6 +39,7 @@ PYBIND11_MODULE(_native, m) {
 #endif
   aigc::bind_activation(m);
   aigc::bind_diffusion(m);
+  aigc::bind_linear(m);
   aigc::bind_linear_update(m);
   aigc::bind_norm(m);
   aigc::bind_random(m);

@@ -21,6 +21,51 @@ struct BiasActArgs {
   int threads;
 };
 
+// How the products of a packed weight are made (see csrc/cpu/product.h).
+enum class Product : int32_t { kFloat32, kBFloat16, kSplit };
+
+// Gated activations pair a panel of the first half of the weight's columns with one of the second; each half
+// is then a multiple of 16 columns.
+enum class Gating : int32_t { kNone, kGeglu, kSwiglu };
+
+// What becomes of a sum: y = act(sum + bias + sample_bias[sample]) * gate + residual, in `dtype`. Row m
+// belongs to sample m / rows_per_sample.
+struct EpilogueArgs {
+  const void* bias;         // (columns), twice as many when gated; may be null
+  const void* sample_bias;  // (samples, columns); may be null
+  const void* gate;         // a row each, or a sample each; may be null
+  const void* residual;     // may be null
+  void* out;
+  int64_t gate_stride, residual_stride, out_stride;  // between rows (gate: or samples)
+  int64_t rows_per_sample, columns;
+  bool gate_per_sample;
+  DType dtype;
+  Activation act;
+  Gating gating;
+  float slope;
+};
+
+// Packs weight (columns, depth), row-major, into panels of 16 columns. Missing columns and depth become zero.
+struct PackWeightArgs {
+  const void* weight;
+  void* packed;
+  int64_t columns, depth;
+  DType dtype;
+  Product product;
+  int threads;
+};
+
+// out (rows, columns) of x (rows, depth) times a packed weight.
+struct LinearArgs {
+  const void* x;
+  int64_t x_stride;  // between rows
+  const void* weight;
+  int64_t rows, depth;
+  Product product;
+  EpilogueArgs epilogue;
+  int threads;
+};
+
 // A setting with one value for all rows, or one for each.
 template <class T>
 struct PerRow {

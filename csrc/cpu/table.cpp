@@ -15,11 +15,17 @@ namespace aigc {
 namespace portable {
 extern const KernelTable table;
 }
+namespace amx_emulated {
+extern const KernelTable table;
+}
 #if defined(__x86_64__)
 namespace avx2 {
 extern const KernelTable table;
 }
 namespace avx512 {
+extern const KernelTable table;
+}
+namespace avx512_bf16 {
 extern const KernelTable table;
 }
 namespace amx {
@@ -50,6 +56,14 @@ bool has_avx512() {
          __builtin_cpu_supports("avx512cd");
 }
 
+bool has_avx512_bf16() {
+  return has_avx512() && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni");
+}
+
+// AMD's cores make twice as many bfloat16 products as float32 ones in a cycle; Intel's, where a hypervisor
+// hides their tiles, half as many.
+bool fast_bf16_dots() { return has_avx512_bf16() && __builtin_cpu_is("amd"); }
+
 // -march=sapphirerapids lets the compiler use any of these, so all must be there.
 bool has_amx() {
   return has_avx512() && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni") &&
@@ -61,19 +75,24 @@ bool has_amx() {
 #endif
 
 const IsaLevel* isa_levels(int* count) {
+  // Name, built, supported, automatic, tiles, dots.
 #if defined(__x86_64__)
   static const IsaLevel levels[] = {
-      {"portable", true, true, &portable::table},
-      {"avx2", true, has_avx2(), &avx2::table},
-      {"avx512", true, has_avx512(), &avx512::table},
-      {"amx", true, has_amx(), &amx::table},
+      {"portable", true, true, true, false, false, &portable::table},
+      {"amx_emulated", true, true, false, true, true, &amx_emulated::table},
+      {"avx2", true, has_avx2(), true, false, false, &avx2::table},
+      {"avx512", true, has_avx512(), true, false, false, &avx512::table},
+      {"avx512_bf16", true, has_avx512_bf16(), fast_bf16_dots(), false, true, &avx512_bf16::table},
+      {"amx", true, has_amx(), true, true, true, &amx::table},
   };
 #else
   static const IsaLevel levels[] = {
-      {"portable", true, true, &portable::table},
-      {"avx2", false, false, nullptr},
-      {"avx512", false, false, nullptr},
-      {"amx", false, false, nullptr},
+      {"portable", true, true, true, false, false, &portable::table},
+      {"amx_emulated", true, true, false, true, true, &amx_emulated::table},
+      {"avx2", false, false, false, false, false, nullptr},
+      {"avx512", false, false, false, false, false, nullptr},
+      {"avx512_bf16", false, false, false, false, true, nullptr},
+      {"amx", false, false, false, true, true, nullptr},
   };
 #endif
   *count = int(sizeof levels / sizeof levels[0]);
@@ -82,23 +101,25 @@ const IsaLevel* isa_levels(int* count) {
 
 namespace {
 
-const KernelTable* best_level() {
+const IsaLevel* best_level() {
   int count;
   const IsaLevel* levels = isa_levels(&count);
-  const KernelTable* best = levels[0].table;
+  const IsaLevel* best = &levels[0];
   for (int i = 1; i < count; ++i)
-    if (levels[i].built && levels[i].supported) best = levels[i].table;
+    if (levels[i].built && levels[i].supported && levels[i].automatic) best = &levels[i];
   return best;
 }
 
-std::atomic<const KernelTable*>& chosen() {
-  static std::atomic<const KernelTable*> table{best_level()};
-  return table;
+std::atomic<const IsaLevel*>& chosen() {
+  static std::atomic<const IsaLevel*> level{best_level()};
+  return level;
 }
 
 }  // namespace
 
-const KernelTable& kernels() { return *chosen().load(std::memory_order_acquire); }
+const IsaLevel& isa_level() { return *chosen().load(std::memory_order_acquire); }
+
+const KernelTable& kernels() { return *isa_level().table; }
 
 bool force_isa(const char* name) {
   int count;
@@ -106,7 +127,7 @@ bool force_isa(const char* name) {
   for (int i = 0; i < count; ++i) {
     if (std::strcmp(levels[i].name, name) != 0) continue;
     if (!levels[i].built || !levels[i].supported) return false;
-    chosen().store(levels[i].table, std::memory_order_release);
+    chosen().store(&levels[i], std::memory_order_release);
     return true;
   }
   return false;

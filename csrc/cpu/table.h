@@ -9,7 +9,9 @@
   X(glu, GluArgs)                      \
   X(group_norm, GroupNormArgs)         \
   X(layer_norm, LayerNormArgs)         \
+  X(linear, LinearArgs)                \
   X(linear_update, LinearUpdateArgs)   \
+  X(pack_weight, PackWeightArgs)       \
   X(philox_normal, PhiloxNormalArgs)   \
   X(philox_uniform, PhiloxUniformArgs) \
   X(rms_norm, LayerNormArgs)           \
@@ -26,11 +28,15 @@ struct KernelTable {
 
 // The best level this machine runs, or the one set by `force_isa`.
 const KernelTable& kernels();
+const struct IsaLevel& isa_level();
 
 // Level names, worst first; `supported` says whether this machine runs it, `built` whether this build has it.
 struct IsaLevel {
   const char* name;
   bool built, supported;
+  bool automatic;  // chosen unasked where supported
+  bool tiles;      // bfloat16 products on tiles: float32 in two terms is faster than FMA
+  bool dots;       // bfloat16 products faster than float32
   const KernelTable* table;
 };
 const IsaLevel* isa_levels(int* count);

@@ -1,0 +1,100 @@
+"""Packing of weights, and the adapter of the native linear kernel."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from aigc_engine import _native
+from aigc_engine.native import DTYPE_CODES, on_huge_pages, threads
+from aigc_engine.native.activation import ACTIVATION_CODES
+from aigc_engine.ops.packed import PackedWeight
+
+# csrc/cpu/args.h: enum class Product; and csrc/cpu/product.h: depth and bytes of a right tile
+PRODUCT_CODES = {"float32": 0, "bfloat16": 1, "split": 2}
+TILES = {"float32": (16, 1024), "bfloat16": (32, 1024), "split": (32, 2048)}
+PANEL = 16  # columns
+GATING_CODES = {"geglu": 1, "swiglu": 2}
+
+
+def pack_rows(rows: Tensor, product: str) -> Tensor:
+    """(columns, depth) in tiles for `product`."""
+    rows = rows.contiguous()
+    columns, depth = rows.shape
+    tile_depth, tile_bytes = TILES[product]
+    panels = -(-columns // PANEL)
+    packed = torch.empty(panels * -(-depth // tile_depth) * tile_bytes, dtype=torch.uint8)
+    _native.pack_weight(
+        rows.data_ptr(),
+        on_huge_pages(packed).data_ptr(),
+        columns,
+        depth,
+        DTYPE_CODES[rows.dtype],
+        PRODUCT_CODES[product],
+        threads(),
+    )
+    return packed
+
+
+def epilogue(out: Tensor, columns: int, bias: Tensor | None, act: str, slope: float = 0.0) -> Any:
+    """What becomes of the sums: `out` holds rows of `columns`, `bias` is contiguous."""
+    gating = GATING_CODES.get(act, 0)
+    return _native.Epilogue(
+        out=out.data_ptr(),
+        columns=columns,
+        out_stride=columns,
+        dtype=DTYPE_CODES[out.dtype],
+        bias=0 if bias is None else bias.data_ptr(),
+        act=0 if gating else ACTIVATION_CODES[act],
+        gating=gating,
+        slope=slope,
+    )
+
+
+def as_rows(x: Tensor) -> Tensor:
+    """(..., K) as (M, K) whose rows are contiguous, copied only where strides leave no other way."""
+    rows = x.reshape(-1, x.shape[-1])
+    return rows if rows.stride(1) == 1 or rows.shape[1] == 1 else rows.contiguous()
+
+
+def linear(
+    x: Tensor,
+    weight: Tensor | PackedWeight,
+    bias: Tensor | None = None,
+    *,
+    act: str = "none",
+    slope: float = 0.01,
+    gate: Tensor | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:
+    assert isinstance(weight, PackedWeight) and weight.data is not None
+    columns = weight.shape[0] // (2 if act in GATING_CODES else 1)
+    out = on_huge_pages(x.new_empty((*x.shape[:-1], columns)))
+    if not out.numel():
+        return out
+    rows = as_rows(x)
+    bias = None if bias is None else bias.contiguous()
+    e = epilogue(out, columns, bias, act, slope)
+    if gate is not None:
+        per_sample = gate.shape != out.shape
+        gate = as_rows(gate)
+        if per_sample:
+            e.set_samples(math.prod(x.shape[1:-1]))
+        e.set_gate(gate.data_ptr(), gate.stride(0), per_sample)
+    if residual is not None:
+        residual = as_rows(residual)
+        e.set_residual(residual.data_ptr(), residual.stride(0))
+    _native.linear(
+        rows.data_ptr(),
+        rows.stride(0),
+        weight.data.data_ptr(),
+        rows.shape[0],
+        rows.shape[1],
+        PRODUCT_CODES[weight.product],
+        e,
+        threads(),
+    )
+    return out

@@ -1,0 +1,103 @@
+"""Weights laid out once for the native kernels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from aigc_engine import capability
+
+PRECISIONS = ("highest", "high", "medium")
+
+
+@dataclass(frozen=True)
+class PackedWeight:
+    """A weight in tiles, made by `pack_linear` or `pack_conv2d` and used as often as wanted.
+
+    Args:
+        kind: the op that it is for, "linear" or "conv2d".
+        source: the weight as it was given; the reference runs on it.
+        version: the source's version when it was packed; a later one means it was changed in place.
+        product: how its products are made: "float32", "bfloat16", or "split" (float32 in two bfloat16 terms).
+        data: the tiles, or None where the native module can't serve the source's device.
+    """
+
+    kind: str
+    source: Tensor
+    version: int
+    product: str
+    data: Tensor | None
+
+    @property
+    def shape(self) -> torch.Size:
+        """The source's shape."""
+        return self.source.shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The source's dtype."""
+        return self.source.dtype
+
+    def __repr__(self) -> str:
+        return f"PackedWeight({self.kind}, {tuple(self.shape)}, {self.dtype}, {self.product})"
+
+
+def product_of(op: str, weight: Tensor, precision: str | None) -> str:
+    """How products with this weight are made on the level that runs now.
+
+    Raises:
+        TypeError: the weight is neither float32 nor bfloat16.
+        ValueError: unknown precision.
+    """
+    if weight.dtype == torch.bfloat16:
+        return "bfloat16"
+    if weight.dtype != torch.float32:
+        raise TypeError(f"{op}: weight {weight.dtype}, expected torch.float32 or torch.bfloat16; convert it")
+    precision = torch.get_float32_matmul_precision() if precision is None else precision
+    if precision not in PRECISIONS:
+        raise ValueError(f"{op}: precision {precision!r}, expected one of {list(PRECISIONS)}, or None")
+    if capability.native_missing() is not None:
+        return "float32"
+    from aigc_engine import native
+
+    has_tiles, fast_dots = native.products()
+    if precision == "high" and has_tiles:
+        return "split"
+    return "bfloat16" if precision == "medium" and fast_dots else "float32"
+
+
+def pack(kind: str, op: str, weight: Tensor, rows: Tensor, precision: str | None) -> PackedWeight:
+    """Packs `rows` (columns of the product, depth), which hold the weight's values."""
+    product = product_of(op, weight, precision)
+    data = None
+    if weight.device.type == "cpu" and capability.native_missing() is None:
+        from aigc_engine.native.linear import pack_rows
+
+        data = pack_rows(rows.detach(), product)
+    return PackedWeight(kind, weight.detach(), weight._version, product, data)
+
+
+def tensor_of(weight: Tensor | PackedWeight) -> Tensor:
+    """The plain weight."""
+    return weight.source if isinstance(weight, PackedWeight) else weight
+
+
+def check_weight(op: str, kind: str, weight: object, x: Tensor) -> None:
+    """`weight` is a tensor or packed for this op, unchanged since, with x's dtype and device."""
+    if not isinstance(weight, (Tensor, PackedWeight)):
+        raise TypeError(
+            f"{op}: weight {type(weight).__name__}, expected a torch.Tensor or what pack_{kind}() makes"
+        )
+    plain = tensor_of(weight)
+    if plain.dtype != x.dtype:
+        raise TypeError(f"{op}: weight {plain.dtype}, expected {x.dtype} as x; convert one of them")
+    if plain.device != x.device:
+        raise ValueError(f"{op}: weight on {plain.device}, expected {x.device} as x; move one of them")
+    if isinstance(weight, Tensor):
+        return
+    if weight.kind != kind:
+        raise ValueError(f"{op}: weight packed for {weight.kind}, expected pack_{kind}(weight)")
+    if weight.source._version != weight.version:
+        raise ValueError(f"{op}: weight changed after it was packed; pack it again with pack_{kind}(weight)")

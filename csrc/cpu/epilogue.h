@@ -1,0 +1,74 @@
+// What becomes of sums: bias, activation or gated pair, gate, residual, one rounding.
+#pragma once
+
+#include "cpu/activation.h"
+#include "cpu/pack.h"
+
+namespace aigc::AIGC_ISA {
+
+// Where a row's result goes and which sample it belongs to.
+struct RowPlace {
+  int64_t row;  // in units of the epilogue's strides
+  int64_t sample;
+};
+
+template <class T>
+AIGC_INLINE Vec load_columns(const void* p, int64_t at, int n) {
+  const T* from = static_cast<const T*>(p) + at;
+  return n == kLanes ? load(from) : load_n(from, n);
+}
+
+// 16 columns of one row, or fewer, from column c on.
+template <class T>
+AIGC_INLINE void finish_columns(const EpilogueArgs& e, Vec v, RowPlace place, int64_t c, int n) {
+  if (e.gate)
+    v = v * load_columns<T>(e.gate, (e.gate_per_sample ? place.sample : place.row) * e.gate_stride + c, n);
+  if (e.residual) v = v + load_columns<T>(e.residual, place.row * e.residual_stride + c, n);
+  T* to = static_cast<T*>(e.out) + place.row * e.out_stride + c;
+  n == kLanes ? store(to, v) : store_n(to, v, n);
+}
+
+template <Activation A, class T>
+void finish_plain(const EpilogueArgs& e, const RowPlace* places, int rows, int64_t panel, int count,
+                  const float* sums) {
+  for (int v = 0; v < count; ++v) {
+    const int64_t c = (panel + v) * kLanes;
+    const int n = int(smaller(kLanes, e.columns - c));
+    if (n <= 0) return;
+    const Vec bias = e.bias ? load_columns<T>(e.bias, c, n) : splat(0.0f);
+    for (int r = 0; r < rows; ++r) {
+      const float* sum = sums + r / kTileRows * 2 * kTileFloats + v * kTileFloats + r % kTileRows * kLanes;
+      Vec x = load(sum) + bias;
+      if (e.sample_bias) x = x + load_columns<T>(e.sample_bias, places[r].sample * e.columns + c, n);
+      finish_columns<T>(e, activate<A>(x, e.slope), places[r], c, n);
+    }
+  }
+}
+
+// The sums of two panels: the same 16 columns of the first and of the second half.
+template <Gating G, class T>
+void finish_gated(const EpilogueArgs& e, const RowPlace* places, int rows, int64_t panel, const float* sums) {
+  const int64_t c = panel / 2 * kLanes;
+  const int n = int(smaller(kLanes, e.columns - c));
+  const Vec none = splat(0.0f);
+  const Vec first_bias = e.bias ? load_columns<T>(e.bias, c, n) : none;
+  const Vec second_bias = e.bias ? load_columns<T>(e.bias, e.columns + c, n) : none;
+  for (int r = 0; r < rows; ++r) {
+    const float* sum = sums + r / kTileRows * 2 * kTileFloats + r % kTileRows * kLanes;
+    const Vec first = load(sum) + first_bias, second = load(sum + kTileFloats) + second_bias;
+    const Vec y = G == Gating::kGeglu ? first * vgelu(second) : vsilu(first) * second;
+    finish_columns<T>(e, y, places[r], c, n);
+  }
+}
+
+// Finishes `rows` rows (from the first row of a row tile on) of `count` panels.
+template <class T>
+inline void finish(const EpilogueArgs& e, const RowPlace* places, int rows, int64_t panel, int count,
+                   const float* sums) {
+  if (e.gating == Gating::kGeglu) return finish_gated<Gating::kGeglu, T>(e, places, rows, panel, sums);
+  if (e.gating == Gating::kSwiglu) return finish_gated<Gating::kSwiglu, T>(e, places, rows, panel, sums);
+  with_activation(
+      e.act, [&](auto act) { finish_plain<decltype(act)::value, T>(e, places, rows, panel, count, sums); });
+}
+
+}  // namespace aigc::AIGC_ISA

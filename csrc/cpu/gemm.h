@@ -1,0 +1,187 @@
+// The loops around a product of many rows with a packed weight, for linear layers and convolutions alike.
+//
+// A task is a block of rows times a range of panels. Its left operand is packed into tiles (so strides,
+// padding, conversion and the splitting of float32 cost one pass, and every tile load is contiguous); a pair
+// of panels over a chunk of depth stays in L1 while the block's row tiles pass by; sums of several chunks
+// wait in L2. How work is cut changes no bit: every sum takes its products in order of depth.
+#pragma once
+
+#include "cpu/epilogue.h"
+#include "cpu/multiply.h"
+#include "runtime/scratch.h"
+#include "runtime/thread_pool.h"
+
+namespace aigc::AIGC_ISA {
+
+struct Blocking {
+  int64_t rows;    // of a task
+  int64_t panels;  // of a task, even
+  int64_t tiles;   // depth tiles of a chunk
+  bool whole;      // the block's left operand is packed once, over its whole depth
+};
+
+struct GemmShape {
+  int64_t rows, tiles, panels;  // tiles: of depth
+};
+
+// Bytes of scratch beside each other: left operand, sums, places.
+template <class P>
+struct ScratchPlan {
+  int64_t left, sums, places;
+
+  ScratchPlan(const GemmShape& s, const Blocking& b) {
+    // Tile loads of a short last row tile read past it.
+    left = round_up(b.rows * (b.whole ? s.tiles : b.tiles) * P::kLeft + kTileRows * P::kLeft, kTileLine);
+    sums = b.rows * (b.tiles < s.tiles ? b.panels : kPanels) * kLanes * 4;
+    places = b.rows * int64_t(sizeof(RowPlace));
+  }
+
+  int64_t bytes() const { return left + sums + places; }
+};
+
+// Estimated cycles of a whole product on `threads` threads. Per row tile, panel and depth tile: 16 cycles a
+// dot on tiles, 256 or more vector operations otherwise; packing 16 lines some 48; a right tile comes at 32
+// bytes a cycle from L2, where the whole weight may stay, and at 8 from beyond.
+template <class P>
+inline double estimate(const GemmShape& s, const Blocking& b, int threads) {
+  const int64_t row_blocks = (s.rows + b.rows - 1) / b.rows, ranges = (s.panels + b.panels - 1) / b.panels;
+  const double row_tiles = double(b.rows) / kTileRows, panels = double(b.panels), tiles = double(s.tiles);
+  const double product = P::kTiles ? 16.0 * P::kRight / kTileBytes : 256.0 * P::kLeft / kTileLine;
+  const bool stays = size_t(s.panels * s.tiles * P::kRight) <= caches().l2 / 2;
+  const double task = row_tiles * panels * tiles * product + row_tiles * tiles * 48.0 +
+                      panels * tiles * P::kRight / (stays ? 32.0 : 8.0);
+  const int64_t tasks = row_blocks * ranges;
+  return double((tasks + threads - 1) / threads) * task;
+}
+
+template <class P>
+inline Blocking choose_blocking(const GemmShape& s, int threads) {
+  constexpr int kRowTiles[] = {1, 2, 3, 4, 6, 8, 12, 16, 24, 32};
+  constexpr int kRanges[] = {1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64};
+  const int64_t stretches = int64_t(caches().l1) / 2 / (kPanels * P::kRight) / P::kStretch;
+  // A single row tile reads no panel twice.
+  const int64_t most = s.rows <= kTileRows ? s.tiles : (stretches < 1 ? 1 : stretches) * P::kStretch;
+  const int64_t chunks = (s.tiles + most - 1) / most;
+  const int64_t tiles = round_up((s.tiles + chunks - 1) / chunks, P::kStretch);
+  Blocking best{};
+  double least = 0.0;
+  for (int row_tiles : kRowTiles) {
+    const int64_t rows = smaller(int64_t(row_tiles) * kTileRows, round_up(s.rows, kTileRows));
+    for (int ranges : kRanges) {
+      const int64_t panels = round_up((s.panels + ranges - 1) / ranges, kPanels);
+      const bool whole = size_t(rows * s.tiles * P::kLeft) <= caches().l2 / 2;
+      const Blocking b{rows, panels, tiles, whole};
+      const bool fits = size_t(ScratchPlan<P>(s, b).bytes()) <= caches().l2 / 4 * 3;
+      if (!fits && best.rows) continue;
+      const double cycles = estimate<P>(s, b, threads);
+      if (best.rows && cycles >= least) continue;
+      best = b, least = cycles;
+    }
+  }
+  return best;
+}
+
+// Rows of `source` (see pack_left; source.place(row) says where a row's result goes) times panels of `right`.
+template <class P, class T, class Source>
+struct Gemm {
+  const Source& source;
+  const char* right;
+  GemmShape shape;
+  Blocking blocking;
+  const EpilogueArgs& epilogue;
+
+  int64_t panel_bytes() const { return shape.tiles * P::kRight; }
+
+  void run(int threads) const {
+    const int64_t row_blocks = (shape.rows + blocking.rows - 1) / blocking.rows;
+    const int64_t ranges = (shape.panels + blocking.panels - 1) / blocking.panels;
+    parallel_for(row_blocks * ranges, 1, threads, [&](int64_t begin, int64_t end) {
+      const ScratchPlan<P> plan(shape, blocking);
+      Task task{};
+      task.left = static_cast<char*>(scratch(size_t(plan.bytes())));
+      task.sums = reinterpret_cast<float*>(task.left + plan.left);
+      task.places = reinterpret_cast<RowPlace*>(task.left + plan.left + plan.sums);
+      {
+        const TileSession session;
+        for (int64_t item = begin; item < end; ++item) {
+          const int64_t first = item / ranges * blocking.rows;
+          if (item == begin || first != task.first) enter(task, first);
+          multiply_range(task, item % ranges * blocking.panels);
+        }
+      }
+      release_scratch();
+    });
+  }
+
+ private:
+  struct Task {
+    char* left;
+    float* sums;
+    RowPlace* places;
+    int64_t first;
+    int rows;
+  };
+
+  void enter(Task& task, int64_t first) const {
+    task.first = first;
+    task.rows = int(smaller(blocking.rows, shape.rows - first));
+    for (int r = 0; r < task.rows; ++r) task.places[r] = source.place(first + r);
+    if (blocking.whole) pack_left<P>(source, first, task.rows, 0, shape.tiles, task.left);
+  }
+
+  void multiply_range(const Task& task, int64_t panel) const {
+    const int64_t last = smaller(panel + blocking.panels, shape.panels);
+    for (int64_t tile = 0; tile < shape.tiles; tile += blocking.tiles) {
+      const int64_t tiles = smaller(blocking.tiles, shape.tiles - tile);
+      if (!blocking.whole) pack_left<P>(source, task.first, task.rows, tile, tiles, task.left);
+      for (int64_t p = panel; p < last; p += kPanels) {
+        p + 1 < last ? multiply_panels<2>(task, p, panel, tile, tiles)
+                     : multiply_panels<1>(task, p, panel, tile, tiles);
+      }
+    }
+  }
+
+  template <int V>
+  void multiply_panels(const Task& task, int64_t p, int64_t panel, int64_t tile, int64_t tiles) const {
+    const bool chunked = blocking.tiles < shape.tiles, ends = tile + tiles == shape.tiles;
+    const int64_t row_tiles = (task.rows + kTileRows - 1) / kTileRows;
+    // A gated pair: panel p / 2 of the first half of the columns and of the second.
+    const bool gated = epilogue.gating != Gating::kNone;
+    Block b{};
+    b.left = task.left, b.rows = task.rows, b.tiles = tiles;
+    b.panel = gated ? shape.panels / 2 * panel_bytes() : panel_bytes();
+    b.left_tiles = blocking.whole ? shape.tiles : tiles;
+    b.left_offset = blocking.whole ? tile : 0;
+    b.right = right + (gated ? p / 2 : p) * panel_bytes() + tile * P::kRight;
+    b.sums = task.sums + (chunked ? (p - panel) * row_tiles * kTileFloats : 0);
+    b.sum_row_tile = kPanels * kTileFloats, b.add = tile > 0;
+    multiply<P, V>(b, [&](int row, int rows) __attribute__((always_inline)) {
+      if (ends) finish<T>(epilogue, task.places + row, rows, p, V, b.sums + row / kTileRows * b.sum_row_tile);
+    });
+  }
+};
+
+template <class P, class T, class Source>
+inline void gemm(const Source& source, const void* right, int64_t rows, int64_t panels,
+                 const EpilogueArgs& epilogue, int threads) {
+  const GemmShape shape{rows, (source.depth + P::kDepth - 1) / P::kDepth, panels};
+  const Blocking blocking = choose_blocking<P>(shape, threads);
+  Gemm<P, T, Source>{source, static_cast<const char*>(right), shape, blocking, epilogue}.run(threads);
+}
+
+// Panels that hold the epilogue's columns.
+AIGC_INLINE int64_t panels_of(const EpilogueArgs& e) {
+  const int64_t panels = (e.columns + kLanes - 1) / kLanes;
+  return e.gating == Gating::kNone ? panels : 2 * panels;
+}
+
+// Calls f(product tag, element of x and of the result) for the kinds that a packed weight and its input
+// allow.
+template <class F>
+inline void with_product(Product product, DType dtype, const F& f) {
+  if (product == Product::kFloat32) return f(Float32Product{}, float{});
+  if (product == Product::kSplit) return f(SplitProduct{}, float{});
+  dtype == DType::kFloat32 ? f(BFloat16Product{}, float{}) : f(BFloat16Product{}, uint16_t{});
+}
+
+}  // namespace aigc::AIGC_ISA

@@ -1,0 +1,137 @@
+// Blocks of tiles times panels.
+//
+// Left operand, packed for the block: [row tile][depth tile][rows of the tile][P::kLeft]. Right operand,
+// packed once: panels of 16 columns, [panel][depth tile][P::kRight]. Sums: [row tile][panel][16][16] of 4
+// bytes.
+//
+// Napkin maths. Vector levels: 8 x 2 accumulators (AVX-512) read 2 lines and 8 broadcasts for 16 operations.
+// Tile levels: 2 x 2 tiles read 4 KiB (at best 32 cycles from L1) for 4 dots of 16 cycles each, so one of the
+// two operands must come from L1: the pair of panels stays there while the row tiles pass by.
+#pragma once
+
+#include "cpu/product.h"
+
+namespace aigc::AIGC_ISA {
+
+constexpr int kPanels = 2;  // computed together; also what a gated activation pairs
+
+// Accumulators: R rows (then the smaller steps for what is left) of two panels.
+#if defined(__AVX512F__)
+constexpr int kRowSteps[] = {8, 4, 2, 1};
+#elif defined(__AVX2__)
+constexpr int kRowSteps[] = {3, 2, 1};
+#elif defined(__aarch64__)
+constexpr int kRowSteps[] = {2, 1};
+#else
+constexpr int kRowSteps[] = {1};
+#endif
+
+// Sums in stretches of P::kStretch depth tiles, each from zero, so that float32's error grows with the number
+// of stretches and not of products; chunks of depth end between stretches, so cutting changes nothing.
+template <class P, int R, int V>
+AIGC_INLINE void multiply_rows(const char* left, int64_t left_tile, const char* right, int64_t panel,
+                               int64_t tiles, float* sums, bool add) {
+  for (int64_t begin = 0; begin < tiles; begin += P::kStretch, add = true) {
+    Vec acc[R][V];
+    for (int r = 0; r < R; ++r)
+      for (int v = 0; v < V; ++v) acc[r][v] = splat(0.0f);
+    const int64_t end = tiles - begin < P::kStretch ? tiles : begin + P::kStretch;
+    for (int64_t t = begin; t < end; ++t) {
+#pragma GCC unroll 4
+      for (int k = 0; k < kTileRows; ++k)
+        P::template step<R, V>(acc, left + t * left_tile, right + t * P::kRight, panel, k);
+    }
+    for (int r = 0; r < R; ++r)
+      for (int v = 0; v < V; ++v) {
+        float* sum = sums + v * kTileFloats + r * kLanes;
+        store(sum, add ? load(sum) + acc[r][v] : acc[r][v]);
+      }
+  }
+}
+
+// Rows [row, rows) of one row tile, in steps of kRowSteps[S] and smaller.
+template <class P, int V, size_t S = 0>
+AIGC_INLINE void multiply_steps(int row, int rows, const char* left, int64_t left_tile, const char* right,
+                                int64_t panel, int64_t tiles, float* sums, bool add) {
+  constexpr int R = kRowSteps[S];
+  for (; row + R <= rows; row += R)
+    multiply_rows<P, R, V>(left + row * P::kLeft, left_tile, right, panel, tiles, sums + row * kLanes, add);
+  if constexpr (R > 1)
+    if (row < rows) multiply_steps<P, V, S + 1>(row, rows, left, left_tile, right, panel, tiles, sums, add);
+}
+
+#if defined(__AMX_TILE__) || defined(AIGC_EMULATE_TILES)
+
+// R row tiles by V panels. Lines past a tile's rows hold whatever follows: they give rows that nobody reads.
+template <class P, int R, int V>
+inline void multiply_tiles(const char* left, int64_t row_tile, int64_t left_tile, const char* right,
+                           int64_t panel, int64_t tiles, float* sums, int64_t sum_row_tile, bool add) {
+  if (add) {
+    tile_load<0>(sums, kTileLine);
+    if constexpr (V > 1) tile_load<1>(sums + kTileFloats, kTileLine);
+    if constexpr (R > 1) tile_load<2>(sums + sum_row_tile, kTileLine);
+    if constexpr (R > 1 && V > 1) tile_load<3>(sums + sum_row_tile + kTileFloats, kTileLine);
+  } else {
+    tile_zero<0>(), tile_zero<1>(), tile_zero<2>(), tile_zero<3>();
+  }
+  for (int64_t t = 0; t < tiles; ++t) {
+    const char *a = left + t * left_tile, *b = right + t * P::kRight;
+    for (const Part& part : P::kParts) {
+      tile_load<4>(a + part.left, P::kLeft);
+      tile_load<6>(b + part.right, kTileLine);
+      P::template dot<0, 4, 6>();
+      if constexpr (V > 1) tile_load<7>(b + panel + part.right, kTileLine);
+      if constexpr (V > 1) P::template dot<1, 4, 7>();
+      if constexpr (R > 1) tile_load<5>(a + row_tile + part.left, P::kLeft);
+      if constexpr (R > 1) P::template dot<2, 5, 6>();
+      if constexpr (R > 1 && V > 1) P::template dot<3, 5, 7>();
+    }
+  }
+  tile_store<0>(sums, kTileLine);
+  if constexpr (V > 1) tile_store<1>(sums + kTileFloats, kTileLine);
+  if constexpr (R > 1) tile_store<2>(sums + sum_row_tile, kTileLine);
+  if constexpr (R > 1 && V > 1) tile_store<3>(sums + sum_row_tile + kTileFloats, kTileLine);
+}
+
+#endif
+
+// A block of the left operand, as packed, times panels.
+struct Block {
+  const char* left;
+  int rows;             // in all
+  int64_t left_tiles;   // depth tiles between one row tile and the next
+  int64_t left_offset;  // depth tiles before the first
+  const char* right;
+  int64_t panel;  // bytes between panels
+  int64_t tiles;  // depth tiles to go
+  float* sums;
+  int64_t sum_row_tile;  // floats between row tiles
+  bool add;              // to what is in `sums`
+};
+
+// Multiplies V <= kPanels panels; done(first row, rows) is told of each stretch of finished row tiles.
+template <class P, int V, class Done>
+AIGC_INLINE void multiply(const Block& b, const Done& done) {
+  for (int row = 0; row < b.rows; row += kTileRows) {
+    const int rows = b.rows - row < kTileRows ? b.rows - row : kTileRows;
+    const char* left = b.left + (row * b.left_tiles + rows * b.left_offset) * P::kLeft;
+    float* sums = b.sums + row / kTileRows * b.sum_row_tile;
+    if constexpr (P::kTiles) {
+#if defined(__AMX_TILE__) || defined(AIGC_EMULATE_TILES)
+      if (b.rows - row >= 2 * kTileRows) {
+        multiply_tiles<P, 2, V>(left, kTileRows * b.left_tiles * P::kLeft, kTileRows * P::kLeft, b.right,
+                                b.panel, b.tiles, sums, b.sum_row_tile, b.add);
+        done(row, 2 * kTileRows);
+        row += kTileRows;
+        continue;
+      }
+      multiply_tiles<P, 1, V>(left, 0, rows * P::kLeft, b.right, b.panel, b.tiles, sums, 0, b.add);
+#endif
+    } else {
+      multiply_steps<P, V>(0, rows, left, rows * P::kLeft, b.right, b.panel, b.tiles, sums, b.add);
+    }
+    done(row, rows);
+  }
+}
+
+}  // namespace aigc::AIGC_ISA

@@ -1,0 +1,119 @@
+// Products: how a left tile meets a right tile, one struct for each kind of operands.
+//
+// kDepth: elements of depth in a tile. kLeft, kRight: bytes that a left line and a right tile take. step():
+// acc[R][V] += the products of 4 bytes of depth of R left rows with those of V right lines (vector levels).
+// kStretch: depth tiles that a vector level sums before it adds them to the rest. Every accumulator takes its
+// products in order of depth, so an element's bits don't depend on how many rows
+// or columns are computed beside it.
+#pragma once
+
+#include <type_traits>
+
+#include "cpu/tile.h"
+
+namespace aigc::AIGC_ISA {
+
+// a b + c in one rounding where the level has it in hardware. bfloat16 products are exact in float32, so
+// there it makes no difference.
+AIGC_INLINE Vec madd(Vec a, Vec b, Vec c) {
+#if defined(__FMA__) || defined(__aarch64__)
+  return vfma(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+
+struct Float32Product {
+  using Left = float;
+  static constexpr bool kTiles = false;
+  static constexpr int kDepth = 16, kLeft = kTileLine, kRight = kTileBytes, kStretch = 8;
+
+  template <int R, int V>
+  AIGC_MEMBER static void step(Vec (&acc)[R][V], const char* left, const char* right, int64_t panel, int k) {
+    Vec b[V];
+    for (int v = 0; v < V; ++v) b[v] = load_bits<Vec>(right + v * panel + k * kTileLine);
+    for (int r = 0; r < R; ++r) {
+      float a;
+      std::memcpy(&a, left + r * kLeft + k * 4, sizeof a);
+      for (int v = 0; v < V; ++v) acc[r][v] = madd(splat(a), b[v], acc[r][v]);
+    }
+  }
+};
+
+#if defined(__AVX512BF16__) || defined(AIGC_EMULATE_TILES)
+constexpr bool kDotsBF16 = true;
+#else
+constexpr bool kDotsBF16 = false;
+#endif
+
+// One or more bfloat16 pairs of depth. Levels without bfloat16 arithmetic hold left pairs as float32 and
+// widen right lines as they come.
+template <int R, int V>
+AIGC_INLINE void step_bf16(Vec (&acc)[R][V], const char* left, int left_stride, const char* right,
+                           int64_t panel, int k) {
+#if defined(__AVX512BF16__)
+  __m512bh b[V];
+  for (int v = 0; v < V; ++v) b[v] = (__m512bh)_mm512_loadu_si512(right + v * panel + k * kTileLine);
+  for (int r = 0; r < R; ++r) {
+    int32_t pair;
+    std::memcpy(&pair, left + r * left_stride + k * 4, sizeof pair);
+    const __m512bh a = (__m512bh)_mm512_set1_epi32(pair);
+    for (int v = 0; v < V; ++v) acc[r][v].part[0] = _mm512_dpbf16_ps(acc[r][v].part[0], a, b[v]);
+  }
+#else
+  Vec even[V], odd[V];
+  for (int v = 0; v < V; ++v) {
+    const UVec pairs = load_bits<UVec>(right + v * panel + k * kTileLine);
+    even[v] = Vec(pairs << 16), odd[v] = Vec(pairs & 0xffff0000u);
+  }
+  for (int r = 0; r < R; ++r) {
+    float a[2];
+    std::memcpy(a, left + r * left_stride + k * 8, sizeof a);
+    for (int v = 0; v < V; ++v) acc[r][v] = madd(splat(a[1]), odd[v], madd(splat(a[0]), even[v], acc[r][v]));
+  }
+#endif
+}
+
+// A left and a right tile that meet, as offsets from the beginning of a tile's operands.
+struct Part {
+  int left, right;
+};
+
+struct BFloat16Product {
+  using Left = std::conditional_t<kDotsBF16, uint16_t, float>;
+  static constexpr bool kTiles = kHasTiles;
+  static constexpr int kDepth = 32, kLeft = kDepth * sizeof(Left), kRight = kTileBytes, kStretch = 8;
+  static constexpr Part kParts[] = {{0, 0}};
+
+  template <int R, int V>
+  AIGC_MEMBER static void step(Vec (&acc)[R][V], const char* left, const char* right, int64_t panel, int k) {
+    step_bf16(acc, left, kLeft, right, panel, k);
+  }
+
+  template <int D, int A, int B>
+  AIGC_MEMBER static void dot() {
+    tile_dot_bf16<D, A, B>();
+  }
+};
+
+// float32 operands as the sum of two bfloat16 each, high and low; what low meets low is left out: 2^-16 of
+// the product. A left line is its high line and its low line, a right tile its high tile and its low tile.
+struct SplitProduct {
+  using Left = BFloat16Product::Left;
+  static constexpr bool kTiles = kHasTiles;
+  static constexpr int kDepth = 32, kHalf = kDepth * sizeof(Left), kLeft = 2 * kHalf;
+  static constexpr int kRight = 2 * kTileBytes, kStretch = 4;
+  static constexpr Part kParts[] = {{0, 0}, {0, kTileBytes}, {kHalf, 0}};
+
+  template <int R, int V>
+  AIGC_MEMBER static void step(Vec (&acc)[R][V], const char* left, const char* right, int64_t panel, int k) {
+    for (const Part& part : kParts) step_bf16(acc, left + part.left, kLeft, right + part.right, panel, k);
+  }
+
+  template <int D, int A, int B>
+  AIGC_MEMBER static void dot() {
+    tile_dot_bf16<D, A, B>();
+  }
+};
+
+}  // namespace aigc::AIGC_ISA
