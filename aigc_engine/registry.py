@@ -14,6 +14,7 @@ import torch
 FLOAT32 = frozenset({torch.float32})
 FLOATS = frozenset({torch.float32, torch.bfloat16})
 GPU_FLOATS = frozenset({torch.float32, torch.bfloat16, torch.float16})
+PACKED = frozenset({"packed"})
 INT64 = frozenset({torch.int64})
 
 
@@ -72,13 +73,16 @@ LINES: tuple[Line, ...] = (
     _triton("attention", D=Range(16, 128), mask=frozenset({"none", "key_padding"})),
     _native("bias_act", "activation"),
     _triton("bias_act"),
+    _native("conv1d", "conv", weight=PACKED),
+    _native("conv2d", "conv", weight=PACKED),
+    _native("conv_transpose2d", "conv", weight=PACKED),
     _native("decoder_step", "decode", FLOAT32),
     _native("geglu", "activation"),
     _native("group_norm", "norm"),
     _native("group_norm_silu", "norm"),
     _triton("group_norm_silu"),
     _native("layer_norm", "norm"),
-    _native("linear", "linear", weight=frozenset({"packed"}), gated_tail=Range(0, 0)),
+    _native("linear", "linear", weight=PACKED, gated_tail=Range(0, 0)),
     _native("linear_update", "diffusion", shortcut="aigc_engine._native:linear_update_direct"),
     _triton("linear_update", FLOATS),
     _cuda("linear_update"),

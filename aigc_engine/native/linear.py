@@ -20,13 +20,17 @@ PANEL = 16  # columns
 GATING_CODES = {"geglu": 1, "swiglu": 2}
 
 
+def packed_bytes(columns: int, depth: int, product: str) -> int:
+    """Size of a matrix in tiles."""
+    tile_depth, tile_bytes = TILES[product]
+    return -(-columns // PANEL) * -(-depth // tile_depth) * tile_bytes
+
+
 def pack_rows(rows: Tensor, product: str) -> Tensor:
     """(columns, depth) in tiles for `product`."""
     rows = rows.contiguous()
     columns, depth = rows.shape
-    tile_depth, tile_bytes = TILES[product]
-    panels = -(-columns // PANEL)
-    packed = torch.empty(panels * -(-depth // tile_depth) * tile_bytes, dtype=torch.uint8)
+    packed = torch.empty(packed_bytes(columns, depth, product), dtype=torch.uint8)
     _native.pack_weight(
         rows.data_ptr(),
         on_huge_pages(packed).data_ptr(),

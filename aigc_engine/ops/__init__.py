@@ -2,6 +2,9 @@
 
 from aigc_engine.ops.activation import bias_act, geglu, swiglu
 from aigc_engine.ops.attention import attention
+from aigc_engine.ops.conv import conv2d, pack_conv2d
+from aigc_engine.ops.conv1d import conv1d, pack_conv1d
+from aigc_engine.ops.conv_transpose import conv_transpose2d, pack_conv_transpose2d
 from aigc_engine.ops.decode import sample_token
 from aigc_engine.ops.decoder import decoder_step
 from aigc_engine.ops.diffusion import linear_update
@@ -15,6 +18,9 @@ __all__ = [
     "PackedWeight",
     "attention",
     "bias_act",
+    "conv1d",
+    "conv2d",
+    "conv_transpose2d",
     "decoder_step",
     "geglu",
     "group_norm",
@@ -23,6 +29,9 @@ __all__ = [
     "linear",
     "linear_update",
     "modulated_conv2d",
+    "pack_conv1d",
+    "pack_conv2d",
+    "pack_conv_transpose2d",
     "pack_linear",
     "philox_normal",
     "philox_uniform",

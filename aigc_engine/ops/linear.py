@@ -34,7 +34,7 @@ def pack_linear(weight: Tensor, *, precision: str | None = None) -> PackedWeight
     """
     checks.floating("pack_linear", "weight", weight)
     _check_matrix("pack_linear", weight)
-    return pack("linear", "pack_linear", weight, weight, precision)
+    return pack("linear", weight, [weight], precision)
 
 
 def _check_matrix(name: str, weight: Tensor | PackedWeight) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,14 +15,16 @@ PRECISIONS = ("highest", "high", "medium")
 
 @dataclass(frozen=True)
 class PackedWeight:
-    """A weight in tiles, made by `pack_linear` or `pack_conv2d` and used as often as wanted.
+    """A weight in tiles, made by `pack_linear` and its kin, and used as often as wanted.
 
     Args:
-        kind: the op that it is for, "linear" or "conv2d".
+        kind: the op that it is for, for example "linear".
         source: the weight as it was given; the reference runs on it.
         version: the source's version when it was packed; a later one means it was changed in place.
         product: how its products are made: "float32", "bfloat16", or "split" (float32 in two bfloat16 terms).
         data: the tiles, or None where the native module can't serve the source's device.
+        groups: of a convolution.
+        stride: of a transposed convolution, whose taps are packed by their remainders.
     """
 
     kind: str
@@ -29,6 +32,8 @@ class PackedWeight:
     version: int
     product: str
     data: Tensor | None
+    groups: int = 1
+    stride: tuple[int, ...] = ()
 
     @property
     def shape(self) -> torch.Size:
@@ -68,15 +73,18 @@ def product_of(op: str, weight: Tensor, precision: str | None) -> str:
     return "bfloat16" if precision == "medium" and fast_dots else "float32"
 
 
-def pack(kind: str, op: str, weight: Tensor, rows: Tensor, precision: str | None) -> PackedWeight:
-    """Packs `rows` (columns of the product, depth), which hold the weight's values."""
-    product = product_of(op, weight, precision)
+def pack(
+    kind: str, weight: Tensor, matrices: list[Tensor], precision: str | None, **layout: Any
+) -> PackedWeight:
+    """Packs matrices (columns of the product, depth), one after the other, which hold the weight's values."""
+    product = product_of(f"pack_{kind}", weight, precision)
     data = None
     if weight.device.type == "cpu" and capability.native_missing() is None:
         from aigc_engine.native.linear import pack_rows
 
-        data = pack_rows(rows.detach(), product)
-    return PackedWeight(kind, weight.detach(), weight._version, product, data)
+        tiles = [pack_rows(matrix.detach(), product) for matrix in matrices]
+        data = tiles[0] if len(tiles) == 1 else torch.cat(tiles)
+    return PackedWeight(kind, weight.detach(), weight._version, product, data, **layout)
 
 
 def tensor_of(weight: Tensor | PackedWeight) -> Tensor:

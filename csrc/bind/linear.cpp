@@ -17,7 +17,8 @@ void bind_linear(py::module_& m) {
            py::arg("out"), py::arg("columns"), py::arg("out_stride"), py::arg("dtype"), py::arg("bias") = 0,
            py::arg("act") = 0, py::arg("gating") = 0, py::arg("slope") = 0.0)
       .def("set_samples", [](EpilogueArgs& e, int64_t rows) { e.rows_per_sample = rows; })
-      .def("set_sample_bias", [](EpilogueArgs& e, uintptr_t bias) { e.sample_bias = in(bias); })
+      .def("set_sample_bias", [](EpilogueArgs& e, uintptr_t bias,
+                                 int64_t stride) { e.sample_bias = in(bias), e.sample_bias_stride = stride; })
       .def("set_gate",
            [](EpilogueArgs& e, uintptr_t gate, int64_t stride, bool per_sample) {
              e.gate = in(gate), e.gate_stride = stride, e.gate_per_sample = per_sample;

@@ -32,11 +32,12 @@ enum class Gating : int32_t { kNone, kGeglu, kSwiglu };
 // belongs to sample m / rows_per_sample.
 struct EpilogueArgs {
   const void* bias;         // (columns), twice as many when gated; may be null
-  const void* sample_bias;  // (samples, columns); may be null
+  const void* sample_bias;  // a sample each; may be null
   const void* gate;         // a row each, or a sample each; may be null
   const void* residual;     // may be null
   void* out;
   int64_t gate_stride, residual_stride, out_stride;  // between rows (gate: or samples)
+  int64_t sample_bias_stride;                        // between samples
   int64_t rows_per_sample, columns;
   bool gate_per_sample;
   DType dtype;
@@ -63,6 +64,25 @@ struct LinearArgs {
   int64_t rows, depth;
   Product product;
   EpilogueArgs epilogue;
+  int threads;
+};
+
+// Convolution of channels-last inputs, concatenated by channel and then enlarged by repeating each pixel
+// `upsample` times each way, with a weight packed group by group over (tap row, tap column, channel). Result
+// (b, y, x) is row place[0] + b place[1] + y place[2] + x place[3] of the epilogue's.
+struct ConvArgs {
+  const void* inputs[2];  // the second may be null
+  int64_t channels[2];    // of each
+  int64_t strides[2][3];  // of batch, row and column; channels are contiguous
+  const void* weight;
+  int64_t batch, height, width;  // of the enlarged input
+  int64_t out_height, out_width;
+  int64_t taps[2], stride[2], dilation[2];  // row, column
+  int64_t padding[2];                       // above and left; what lies outside is zero
+  int64_t upsample, groups;
+  int64_t place[4];
+  Product product;
+  EpilogueArgs epilogue;  // columns: of all groups
   int threads;
 };
 

@@ -39,7 +39,8 @@ void finish_plain(const EpilogueArgs& e, const RowPlace* places, int rows, int64
     for (int r = 0; r < rows; ++r) {
       const float* sum = sums + r / kTileRows * 2 * kTileFloats + v * kTileFloats + r % kTileRows * kLanes;
       Vec x = load(sum) + bias;
-      if (e.sample_bias) x = x + load_columns<T>(e.sample_bias, places[r].sample * e.columns + c, n);
+      if (e.sample_bias)
+        x = x + load_columns<T>(e.sample_bias, places[r].sample * e.sample_bias_stride + c, n);
       finish_columns<T>(e, activate<A>(x, e.slope), places[r], c, n);
     }
   }

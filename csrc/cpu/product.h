@@ -26,7 +26,7 @@ AIGC_INLINE Vec madd(Vec a, Vec b, Vec c) {
 struct Float32Product {
   using Left = float;
   static constexpr bool kTiles = false;
-  static constexpr int kDepth = 16, kLeft = kTileLine, kRight = kTileBytes, kStretch = 8;
+  static constexpr int kDepth = 16, kLeft = kTileLine, kRight = kTileBytes, kStretch = 4;
 
   template <int R, int V>
   AIGC_MEMBER static void step(Vec (&acc)[R][V], const char* left, const char* right, int64_t panel, int k) {

@@ -1,17 +1,23 @@
-// The list of native CPU kernels. A new kernel is a struct in args.h, a source in csrc/cpu and a line here.
+// The list of native CPU kernels. A new kernel is a struct in args.h, a source in csrc/cpu and a line here
+// (a tiled one also a name in CMakeLists.txt).
 #pragma once
 
 #include "cpu/args.h"
 
-#define AIGC_CPU_KERNELS(X)            \
+// Made of matrix products: compiled for every ISA level.
+#define AIGC_TILED_KERNELS(X) \
+  X(conv, ConvArgs)           \
+  X(linear, LinearArgs)       \
+  X(pack_weight, PackWeightArgs)
+
+// All others: compiled for portable, avx2 and avx512, whose functions the levels above share.
+#define AIGC_PLAIN_KERNELS(X)          \
   X(bias_act, BiasActArgs)             \
   X(decoder_step, DecoderStepArgs)     \
   X(glu, GluArgs)                      \
   X(group_norm, GroupNormArgs)         \
   X(layer_norm, LayerNormArgs)         \
-  X(linear, LinearArgs)                \
   X(linear_update, LinearUpdateArgs)   \
-  X(pack_weight, PackWeightArgs)       \
   X(philox_normal, PhiloxNormalArgs)   \
   X(philox_uniform, PhiloxUniformArgs) \
   X(rms_norm, LayerNormArgs)           \
@@ -22,7 +28,8 @@ namespace aigc {
 struct KernelTable {
   const char* isa;
 #define AIGC_FIELD(name, Args) void (*name)(const Args&);
-  AIGC_CPU_KERNELS(AIGC_FIELD)
+  AIGC_TILED_KERNELS(AIGC_FIELD)
+  AIGC_PLAIN_KERNELS(AIGC_FIELD)
 #undef AIGC_FIELD
 };
 

@@ -79,7 +79,7 @@ struct TileSession {
 struct EmulatedTile {
   char bytes[kTileBytes];
 };
-static thread_local EmulatedTile emulated_tiles[8];
+inline thread_local EmulatedTile emulated_tiles[8];  // one set for all sources of the level
 
 template <int D>
 AIGC_INLINE void tile_zero() {

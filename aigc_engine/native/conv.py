@@ -1,0 +1,201 @@
+"""Adapters of the native convolution kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from aigc_engine import _native
+from aigc_engine.native import on_huge_pages, threads
+from aigc_engine.native.linear import PRODUCT_CODES, epilogue, packed_bytes
+from aigc_engine.ops.conv import out_size, pads_of, pair
+from aigc_engine.ops.conv1d import ends_of, out_length
+from aigc_engine.ops.conv_transpose import taps_of, transposed_size
+from aigc_engine.ops.packed import PackedWeight
+
+
+def as_pixels(x: Tensor) -> Tensor:
+    """(B, C, H, W) whose channels are contiguous, copied only where they aren't."""
+    return x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous(memory_format=torch.channels_last)
+
+
+def _pixels(like: Tensor, *shape: int) -> Tensor:
+    return torch.empty(shape, dtype=like.dtype, memory_format=torch.channels_last)
+
+
+def _input(x: Tensor) -> list[int]:
+    return [x.data_ptr(), x.shape[1], x.stride(0), x.stride(2), x.stride(3)]
+
+
+def _epilogue(
+    out: Tensor,
+    bias: Tensor | None,
+    act: str,
+    slope: float,
+    *,
+    channel_bias: Tensor | None = None,
+    residual: Tensor | None = None,
+) -> tuple[Any, list[Tensor]]:
+    """The epilogue of a channels-last result, and the tensors that must outlive the call."""
+    columns = out.shape[1]
+    kept = []
+    if bias is not None:
+        kept.append(bias := bias.contiguous())
+    e = epilogue(on_huge_pages(out), columns, bias, act, slope)
+    if channel_bias is not None:
+        kept.append(channel_bias := channel_bias.contiguous())
+        e.set_sample_bias(channel_bias.data_ptr(), columns)
+    if residual is not None:
+        kept.append(residual := residual.contiguous(memory_format=torch.channels_last))
+        e.set_residual(residual.data_ptr(), columns)
+    return e, kept
+
+
+def conv2d(
+    x: Tensor,
+    weight: Tensor | PackedWeight,
+    bias: Tensor | None = None,
+    *,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    act: str = "none",
+    slope: float = 0.01,
+    channel_bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    concat: Tensor | None = None,
+    upsample: int = 1,
+) -> Tensor:
+    assert isinstance(weight, PackedWeight) and weight.data is not None
+    B, _, H, W = x.shape
+    taps, pads = weight.shape[2:], pads_of(padding)
+    strides, dilations = pair(stride), pair(dilation)
+    H, W = H * upsample, W * upsample
+    size = out_size((H, W), taps, strides, pads, dilations)
+    out = _pixels(x, B, weight.shape[0], *size)
+    if not out.numel():
+        return out
+    e, _kept = _epilogue(out, bias, act, slope, channel_bias=channel_bias, residual=residual)
+    inputs = [as_pixels(x), *([] if concat is None else [as_pixels(concat)])]
+    _native.conv(
+        inputs=[_input(value) for value in inputs],
+        weight=weight.data.data_ptr(),
+        size=(B, H, W),
+        out_size=size,
+        taps=tuple(taps),
+        stride=strides,
+        dilation=dilations,
+        padding=(pads[2], pads[0]),
+        upsample=upsample,
+        groups=groups,
+        place=(0, size[0] * size[1], size[1], 1),
+        product=PRODUCT_CODES[weight.product],
+        epilogue=e,
+        threads=threads(),
+    )
+    return out
+
+
+def conv1d(
+    x: Tensor,
+    weight: Tensor | PackedWeight,
+    bias: Tensor | None = None,
+    *,
+    stride: int = 1,
+    padding: int | Sequence[int] = 0,
+    dilation: int = 1,
+    groups: int = 1,
+    act: str = "none",
+    slope: float = 0.01,
+    residual: Tensor | None = None,
+) -> Tensor:
+    assert isinstance(weight, PackedWeight) and weight.data is not None
+    (B, _, L), taps = x.shape, weight.shape[2]
+    length = out_length(L, taps, stride, padding, dilation)
+    out = _pixels(x, B, weight.shape[0], 1, length)
+    if not out.numel():
+        return out[:, :, 0]
+    residual = None if residual is None else residual[:, :, None]
+    e, _kept = _epilogue(out, bias, act, slope, residual=residual)
+    row = as_pixels(x[:, :, None])
+    _native.conv(
+        inputs=[_input(row)],
+        weight=weight.data.data_ptr(),
+        size=(B, 1, L),
+        out_size=(1, length),
+        taps=(1, taps),
+        stride=(1, stride),
+        dilation=(1, dilation),
+        padding=(0, ends_of(padding)[0]),
+        upsample=1,
+        groups=groups,
+        place=(0, length, length, 1),
+        product=PRODUCT_CODES[weight.product],
+        epilogue=e,
+        threads=threads(),
+    )
+    return out[:, :, 0]
+
+
+def conv_transpose2d(
+    x: Tensor,
+    weight: Tensor | PackedWeight,
+    bias: Tensor | None = None,
+    *,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    output_padding: int | Sequence[int] = 0,
+    act: str = "none",
+    slope: float = 0.01,
+    residual: Tensor | None = None,
+) -> Tensor:
+    assert isinstance(weight, PackedWeight) and weight.data is not None
+    (_, columns, *taps), strides, pads = weight.shape, pair(stride), pair(padding)
+    size = transposed_size(x.shape[2:], taps, stride, padding, output_padding)
+    out = _pixels(x, x.shape[0], columns, *size)
+    if not out.numel():
+        return out
+    e, _kept = _epilogue(out, bias, act, slope, residual=residual)
+    x = as_pixels(x)
+    offsets = _phase_offsets(weight)
+    for y in range(min(strides[0], size[0])):
+        for z in range(min(strides[1], size[1])):
+            # Outputs y, y + stride, ...: an ordinary convolution of the taps of their remainder.
+            first, remainder = (
+                ((y + pads[0]) // strides[0], (z + pads[1]) // strides[1]),
+                ((y + pads[0]) % strides[0], (z + pads[1]) % strides[1]),
+            )
+            reach = [len(taps_of(k, s, r)) or 1 for k, s, r in zip(taps, strides, remainder, strict=True)]
+            _native.conv(
+                inputs=[_input(x)],
+                weight=weight.data.data_ptr() + offsets[remainder[0] * strides[1] + remainder[1]],
+                size=(x.shape[0], *x.shape[2:]),
+                out_size=(-(-(size[0] - y) // strides[0]), -(-(size[1] - z) // strides[1])),
+                taps=reach,
+                stride=(1, 1),
+                dilation=(1, 1),
+                padding=(reach[0] - 1 - first[0], reach[1] - 1 - first[1]),
+                upsample=1,
+                groups=1,
+                place=(y * size[1] + z, size[0] * size[1], strides[0] * size[1], strides[1]),
+                product=PRODUCT_CODES[weight.product],
+                epilogue=e,
+                threads=threads(),
+            )
+    return out
+
+
+def _phase_offsets(weight: PackedWeight) -> list[int]:
+    """Bytes before each remainder's matrix, as `pack_conv_transpose2d` made them."""
+    C, columns, *taps = weight.shape
+    offsets, total = [], 0
+    for y in range(weight.stride[0]):
+        for x in range(weight.stride[1]):
+            offsets.append(total)
+            reach = len(taps_of(taps[0], weight.stride[0], y)) * len(taps_of(taps[1], weight.stride[1], x))
+            total += packed_bytes(columns, C * max(reach, 1), weight.product)
+    return offsets
