@@ -243,6 +243,11 @@ def use_backend(every: str | None = None, /, **per_op: str) -> Iterator[None]:
         _chosen.reset(token)
 
 
+def chosen_backend(operation: Op) -> str:
+    """The backend that `use_backend` names for this op in the current context, "auto" if none."""
+    return operation._chosen_from(_chosen.get())
+
+
 def explain(operation: Op, *args: Any, **kwargs: Any) -> Explanation:
     """Says who runs `operation(*args, **kwargs)` here and why the others don't."""
     return operation.explain(*args, **kwargs)

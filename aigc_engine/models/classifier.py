@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from aigc_engine.models.layers import RowwiseLinear, channels_last
+from aigc_engine.models.layers import Linear, channels_last
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class Classifier(nn.Module):
             self.norms.append(nn.BatchNorm2d(out))
             width = out
         size = c.image_size // 2 ** len(c.widths)
-        self.hidden = RowwiseLinear(width * size * size, c.features)
-        self.head = RowwiseLinear(c.features, c.num_classes)
+        self.hidden = Linear(width * size * size, c.features)
+        self.head = Linear(c.features, c.num_classes)
         self.dropout = nn.Dropout(c.dropout)
         self.to(memory_format=torch.channels_last)
 

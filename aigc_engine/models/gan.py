@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from aigc_engine.models.layers import RowwiseLinear, channels_last
+from aigc_engine.models.layers import Linear, channels_last
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class DCGANGenerator(nn.Module):
         c0, c1 = widths
         self.embed = nn.Embedding(num_classes, embedding) if num_classes else None
         width = latent_dim + (embedding if num_classes else 0)
-        self.project = RowwiseLinear(width, c0 * base_size**2, bias=False)
+        self.project = Linear(width, c0 * base_size**2, bias=False)
         self.norm0 = nn.BatchNorm2d(c0)
         self.up1 = nn.ConvTranspose2d(c0, c1, 4, stride=2, padding=1, bias=False)
         self.norm1 = nn.BatchNorm2d(c1)
@@ -138,7 +138,7 @@ class MLPGenerator(nn.Module):
         super().__init__()
         self.config = MLPConfig(latent_dim, components, tuple(widths), tuple(image_shape), slope)
         sizes = [latent_dim, *widths, math.prod(image_shape)]
-        self.layers = nn.ModuleList(RowwiseLinear(a, b) for a, b in pairwise(sizes))
+        self.layers = nn.ModuleList(Linear(a, b) for a, b in pairwise(sizes))
         for layer in self.layers[:-1]:
             nn.init.kaiming_normal_(layer.weight, a=slope)
             nn.init.zeros_(layer.bias)

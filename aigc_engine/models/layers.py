@@ -1,5 +1,7 @@
 """Layers shared by the models, in forms whose rows do not depend on the size of the batch.
 
+Native kernels see to that themselves. Where the PyTorch reference runs, the forms do.
+
 Measured with PyTorch 2.13 on CPU, float32, 1, 2 and 4 threads, n in {1, 2, 3, 5, 7, 8, 16, 33, 64} rows
 against the same rows alone. Bitwise equal: channels-last `conv2d` (3x3, and 1x1 above one pixel) for n >= 2,
 `group_norm`, `layer_norm`, eval `batch_norm`, `bmm`, `softmax`, `tanh`, `sin`, nearest `interpolate`, and
@@ -12,20 +14,58 @@ contiguous 1x1 convolutions, 1x1 on one pixel, `linear` at n < 16 (gemv and smal
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from aigc_engine import ops
+from aigc_engine import capability, ops
+from aigc_engine.dispatch import AUTO, chosen_backend
 from aigc_engine.ops.rowwise import rowwise_linear as rowwise_linear  # the models take both from here
 from aigc_engine.ops.rowwise import rowwise_silu as rowwise_silu
 
 
-class RowwiseLinear(nn.Linear):
-    """`nn.Linear` on (B, K) through `rowwise_linear`."""
+def native_rows(x: Tensor) -> bool:
+    """Whether native kernels, whose rows are the same in every batch, compute layers of x in this context."""
+    if torch.is_grad_enabled() or x.device.type != "cpu" or x.dtype not in (torch.float32, torch.bfloat16):
+        return False
+    return capability.missing("native") is None and chosen_backend(ops.conv2d) in (AUTO, "native")
+
+
+class _Packs:
+    """Packs a layer's weight when it's first needed, and again when it was changed."""
+
+    weight: Tensor
+    _packed: ops.PackedWeight | None = None
+
+    def packed(self, pack: Callable[..., ops.PackedWeight], **layout: Any) -> ops.PackedWeight:
+        found = self._packed
+        if found is None or not found.holds(self.weight):
+            found = self._packed = pack(self.weight, **layout)
+        return found
+
+
+class Linear(nn.Linear, _Packs):
+    """`nn.Linear` through `ops.linear`; on the reference, (B, K) through `rowwise_linear`."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return rowwise_linear(input, self.weight, self.bias)
+        if not native_rows(input):
+            return rowwise_linear(input, self.weight, self.bias)
+        return ops.linear(input, self.packed(ops.pack_linear), self.bias)
+
+
+class Conv2d(nn.Conv2d, _Packs):
+    """`nn.Conv2d` through `ops.conv2d`, with what it can do before and after the convolution."""
+
+    def forward(self, input: Tensor, **around: Any) -> Tensor:
+        weight: Any = self.weight
+        if native_rows(input):
+            weight = self.packed(ops.pack_conv2d, groups=self.groups)
+        stride, padding = self.stride, self.padding
+        return ops.conv2d(
+            input, weight, self.bias, stride=stride, padding=padding, groups=self.groups, **around
+        )
 
 
 def group_norm_silu(x: Tensor, norm: nn.GroupNorm) -> Tensor:

@@ -9,11 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aigc_engine.models.layers import (
-    RowwiseLinear,
+    Conv2d,
+    Linear,
     attention,
     channels_last,
     group_norm,
     group_norm_silu,
+    native_rows,
     rowwise_silu,
     timestep_embedding,
 )
@@ -40,16 +42,16 @@ class ResBlock(nn.Module):
     def __init__(self, c_in: int, c_out: int, embedding: int, groups: int) -> None:
         super().__init__()
         self.norm1 = nn.GroupNorm(groups, c_in)
-        self.conv1 = nn.Conv2d(c_in, c_out, 3, padding=1)
-        self.embed = RowwiseLinear(embedding, c_out)
+        self.conv1 = Conv2d(c_in, c_out, 3, padding=1)
+        self.embed = Linear(embedding, c_out)
         self.norm2 = nn.GroupNorm(groups, c_out)
-        self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1)
-        self.skip = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
+        self.conv2 = Conv2d(c_out, c_out, 3, padding=1)
+        self.skip = Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
         nn.init.zeros_(self.conv2.weight)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        h = self.conv1(group_norm_silu(x, self.norm1)) + self.embed(embedding)[:, :, None, None]
-        return self.skip(x) + self.conv2(group_norm_silu(h, self.norm2))
+        h = self.conv1(group_norm_silu(x, self.norm1), channel_bias=self.embed(embedding))
+        return self.conv2(group_norm_silu(h, self.norm2), residual=self.skip(x))
 
 
 class AttentionBlock(nn.Module):
@@ -59,8 +61,8 @@ class AttentionBlock(nn.Module):
         super().__init__()
         self.heads = heads
         self.norm = nn.GroupNorm(groups, channels)
-        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
-        self.out = nn.Conv2d(channels, channels, 1)
+        self.qkv = Conv2d(channels, 3 * channels, 1)
+        self.out = Conv2d(channels, channels, 1)
         nn.init.zeros_(self.out.weight)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -68,7 +70,7 @@ class AttentionBlock(nn.Module):
         qkv = self.qkv(group_norm(x, self.norm)).permute(0, 2, 3, 1)
         q, k, v = qkv.reshape(B, H * W, 3, self.heads, C // self.heads).permute(2, 0, 3, 1, 4)
         h = attention(q, k, v).permute(0, 2, 1, 3).reshape(B, H, W, C).permute(0, 3, 1, 2)
-        return x + self.out(h)
+        return self.out(h, residual=x)
 
 
 class UNet(nn.Module):
@@ -86,15 +88,15 @@ class UNet(nn.Module):
         self.config = c = UNetConfig(**config)  # type: ignore[arg-type]
         self.null_label = c.num_classes
         pixels = c.channels * c.patch**2
-        self.time1 = RowwiseLinear(c.embedding, c.embedding)
-        self.time2 = RowwiseLinear(c.embedding, c.embedding)
+        self.time1 = Linear(c.embedding, c.embedding)
+        self.time2 = Linear(c.embedding, c.embedding)
         self.label = nn.Embedding(c.num_classes + 1, c.embedding)
-        self.conv_in = nn.Conv2d(pixels, c.widths[0], 3, padding=1)
+        self.conv_in = Conv2d(pixels, c.widths[0], 3, padding=1)
         width, skips = c.widths[0], [c.widths[0]]
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
         for level, (out, depth) in enumerate(zip(c.widths, c.depths, strict=True)):
             if level > 0:
-                self.down.append(nn.Conv2d(width, out, 3, stride=2, padding=1))
+                self.down.append(Conv2d(width, out, 3, stride=2, padding=1))
                 width = out
                 skips.append(width)
             for _ in range(depth):
@@ -109,10 +111,10 @@ class UNet(nn.Module):
                 self.up.append(ResBlock(width + skips.pop(), out, c.embedding, c.groups))
                 width = out
             if level > 0:
-                self.up.append(nn.Conv2d(width, c.widths[level - 1], 3, padding=1))
+                self.up.append(Conv2d(width, c.widths[level - 1], 3, padding=1))
                 width = c.widths[level - 1]
         self.norm_out = nn.GroupNorm(c.groups, width)
-        self.conv_out = nn.Conv2d(width, pixels, 3, padding=1)
+        self.conv_out = Conv2d(width, pixels, 3, padding=1)
         nn.init.zeros_(self.conv_out.weight)
         self.to(memory_format=torch.channels_last)
 
@@ -127,7 +129,9 @@ class UNet(nn.Module):
         """
         if label is None:
             label = torch.full(t.shape, self.null_label, dtype=torch.int64, device=t.device)
-        if x.shape[0] == 1:  # a lone row would leave the convolutions that all other batches take
+        if x.shape[0] == 1 and not native_rows(
+            x
+        ):  # a lone row would leave the convolutions that all other batches take
             return self(x.expand(2, -1, -1, -1), t.expand(2), label.expand(2))[:1]
         time = self.time2(rowwise_silu(self.time1(timestep_embedding(t, self.config.embedding))))
         e = rowwise_silu(time + self.label(label))
@@ -140,8 +144,9 @@ class UNet(nn.Module):
         for layer in self.up:
             if isinstance(layer, ResBlock):
                 h = layer(torch.cat([h, skips.pop()], dim=1), e)
+            elif (size := skips[-1].shape[-2:]) == (2 * h.shape[-2], 2 * h.shape[-1]):
+                h = layer(h, upsample=2)
             else:
-                size = skips[-1].shape[-2:]
                 h = layer(F.interpolate(h, size=size, mode="nearest"))
         h = self.conv_out(group_norm_silu(h, self.norm_out))
         return F.pixel_shuffle(h, self.config.patch).contiguous()

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from aigc_engine.models.layers import RowwiseLinear, channels_last, group_norm_silu
+from aigc_engine.models.layers import Conv2d, Linear, channels_last, group_norm_silu, native_rows
 
 
 @dataclass(frozen=True)
@@ -49,18 +48,18 @@ class VAE(nn.Module):
         flat = c.widths[-1] * self.size**2
         inputs = (c.channels, *c.widths[:-1])
         self.encoder = nn.ModuleList(
-            nn.Conv2d(a, b, 3, stride=1 if i == 0 else 2, padding=1)
+            Conv2d(a, b, 3, stride=1 if i == 0 else 2, padding=1)
             for i, (a, b) in enumerate(zip(inputs, c.widths, strict=True))
         )
         self.encoder_norms = nn.ModuleList(nn.GroupNorm(c.groups, width) for width in c.widths)
-        self.posterior = RowwiseLinear(flat, 2 * c.latent)
-        self.prior = RowwiseLinear(c.latent, flat)
+        self.posterior = Linear(flat, 2 * c.latent)
+        self.prior = Linear(c.latent, flat)
         outputs = c.widths[::-1]
         self.decoder = nn.ModuleList(
-            nn.Conv2d(a, b, 3, padding=1) for a, b in zip((outputs[0], *outputs[:-1]), outputs, strict=True)
+            Conv2d(a, b, 3, padding=1) for a, b in zip((outputs[0], *outputs[:-1]), outputs, strict=True)
         )
         self.decoder_norms = nn.ModuleList(nn.GroupNorm(c.groups, width) for width in outputs)
-        self.out = nn.Conv2d(outputs[-1], c.channels, 3, padding=1)
+        self.out = Conv2d(outputs[-1], c.channels, 3, padding=1)
         self.register_buffer("class_mean", torch.zeros(c.num_classes, c.latent))
         self.register_buffer("class_scale", torch.eye(c.latent).repeat(c.num_classes, 1, 1))
         self.to(memory_format=torch.channels_last)
@@ -81,7 +80,9 @@ class VAE(nn.Module):
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-variance, both (B, latent), of images x (B, C, H, W) in [-1, 1]."""
-        if x.shape[0] == 1:  # a lone row would leave the convolutions that all other batches take
+        if x.shape[0] == 1 and not native_rows(
+            x
+        ):  # a lone row would leave the convolutions that all other batches take
             mean, logvar = self.encode(x.expand(2, -1, -1, -1))
             return mean[:1], logvar[:1]
         h = channels_last(x)
@@ -92,12 +93,11 @@ class VAE(nn.Module):
 
     def logits(self, z: Tensor) -> Tensor:
         """Logits (B, C, H, W) of the brightness of each pixel, for latents z (B, latent)."""
-        if z.shape[0] == 1:
+        if z.shape[0] == 1 and not native_rows(z):
             return self.logits(z.expand(2, -1))[:1]
         h = channels_last(self.prior(z).unflatten(1, (self.config.widths[-1], self.size, self.size)))
         for i, (conv, norm) in enumerate(zip(self.decoder, self.decoder_norms, strict=True)):
-            h = conv(h if i == 0 else F.interpolate(h, scale_factor=2.0, mode="nearest"))
-            h = group_norm_silu(h, norm)
+            h = group_norm_silu(conv(h, upsample=1 if i == 0 else 2), norm)
         return self.out(h).contiguous()
 
     def decode(self, z: Tensor) -> Tensor:

@@ -306,7 +306,7 @@ def conv2d(
     if concat is not None:
         x = torch.cat([x, concat], dim=1)
     if upsample > 1:
-        x = x.repeat_interleave(upsample, 2).repeat_interleave(upsample, 3)
+        x = F.interpolate(x, scale_factor=float(upsample), mode="nearest")
     pads = pads_of(padding)
     symmetric = pads[0] == pads[1] and pads[2] == pads[3]
     if not symmetric:

@@ -45,6 +45,11 @@ class PackedWeight:
         """The source's dtype."""
         return self.source.dtype
 
+    def holds(self, weight: Tensor) -> bool:
+        """Whether this is `weight` as it is now, for the ISA level that runs now."""
+        same = self.source.data_ptr() == weight.data_ptr() and self.version == weight._version
+        return same and self.dtype == weight.dtype and self.product == product_of(self.kind, weight, None)
+
     def __repr__(self) -> str:
         return f"PackedWeight({self.kind}, {tuple(self.shape)}, {self.dtype}, {self.product})"
 
