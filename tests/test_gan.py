@@ -6,11 +6,9 @@ import threading
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 from aigc_engine import zoo
 from aigc_engine.gan import GanSampler, fold
-from aigc_engine.gan.fold import subpixel_conv_transpose, subpixel_kernel
 from aigc_engine.models.gan import DCGANGenerator, Discriminator, MLPGenerator, minibatch_stddev
 from aigc_engine.ops import philox_normal
 
@@ -56,20 +54,6 @@ def threads(request):
 @pytest.fixture
 def digits():
     return GanSampler(randomised(DCGANGenerator()))
-
-
-@pytest.mark.parametrize(
-    ("C_in", "C_out", "size"), [(1, 1, 1), (3, 2, 4), (17, 5, 7), (64, 32, 7), (8, 1, 14)]
-)
-def test_subpixel_form_is_the_transposed_convolution(C_in, C_out, size):
-    generator = torch.Generator().manual_seed(0)
-    # Small integers: every order of summation gives the same float, so the two forms must be equal.
-    x = torch.randint(-4, 5, (2, C_in, size, size + 1), generator=generator).float()
-    weight = torch.randint(-4, 5, (C_in, C_out, 4, 4), generator=generator).float()
-    bias = torch.randint(-4, 5, (C_out,), generator=generator).float()
-    channels_last = x.contiguous(memory_format=torch.channels_last)
-    got = subpixel_conv_transpose(channels_last, subpixel_kernel(weight), bias.repeat(4))
-    assert torch.equal(got, F.conv_transpose2d(x, weight, bias, stride=2, padding=1))
 
 
 def test_folding_keeps_the_function(model):

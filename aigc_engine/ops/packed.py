@@ -47,11 +47,16 @@ class PackedWeight:
 
     def holds(self, weight: Tensor) -> bool:
         """Whether this is `weight` as it is now, for the ISA level that runs now."""
-        same = self.source.data_ptr() == weight.data_ptr() and self.version == weight._version
+        same = self.source.data_ptr() == weight.data_ptr() and self.version == version_of(weight)
         return same and self.dtype == weight.dtype and self.product == product_of(self.kind, weight, None)
 
     def __repr__(self) -> str:
         return f"PackedWeight({self.kind}, {tuple(self.shape)}, {self.dtype}, {self.product})"
+
+
+def version_of(weight: Tensor) -> int:
+    """Counts changes in place; tensors made in inference mode don't."""
+    return 0 if weight.is_inference() else weight._version
 
 
 def product_of(op: str, weight: Tensor, precision: str | None) -> str:
@@ -89,7 +94,7 @@ def pack(
 
         tiles = [pack_rows(matrix.detach(), product) for matrix in matrices]
         data = tiles[0] if len(tiles) == 1 else torch.cat(tiles)
-    return PackedWeight(kind, weight.detach(), weight._version, product, data, **layout)
+    return PackedWeight(kind, weight.detach(), version_of(weight), product, data, **layout)
 
 
 def tensor_of(weight: Tensor | PackedWeight) -> Tensor:
@@ -112,5 +117,5 @@ def check_weight(op: str, kind: str, weight: object, x: Tensor) -> None:
         return
     if weight.kind != kind:
         raise ValueError(f"{op}: weight packed for {weight.kind}, expected pack_{kind}(weight)")
-    if weight.source._version != weight.version:
+    if version_of(weight.source) != weight.version:
         raise ValueError(f"{op}: weight changed after it was packed; pack it again with pack_{kind}(weight)")
