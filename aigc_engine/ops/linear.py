@@ -25,7 +25,8 @@ def pack_linear(weight: Tensor, *, precision: str | None = None) -> PackedWeight
     Args:
         weight: (N, K) float32 or bfloat16.
         precision: how float32 products are made. "highest": float32. "high": each float32 as two bfloat16
-            terms, three tile products, about 1e-5 of the result's norm; where there are no tiles, float32.
+            terms, three tile products, about 1e-5 of the result's norm (an infinity may become NaN); where
+            there are no tiles, float32.
             "medium": bfloat16, where that is faster. None: torch.get_float32_matmul_precision().
 
     Raises:
