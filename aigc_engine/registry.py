@@ -70,7 +70,13 @@ def _cuda(op: str, dtypes: frozenset[torch.dtype] = FLOATS, **limits: Range | fr
 
 
 LINES: tuple[Line, ...] = (
-    _triton("attention", D=Range(16, 128), mask=frozenset({"none", "key_padding"})),
+    _native("attention", "attention"),
+    _triton(
+        "attention",
+        D=Range(16, 128),
+        mask=frozenset({"none", "key_padding"}),
+        heads_per_key=Range(1, 1),
+    ),
     _native("bias_act", "activation"),
     _triton("bias_act"),
     _native("conv1d", "conv", weight=PACKED),

@@ -13,6 +13,7 @@ inline const void* in(uintptr_t address) { return reinterpret_cast<const void*>(
 inline void* out(uintptr_t address) { return reinterpret_cast<void*>(address); }
 
 void bind_activation(py::module_& m);
+void bind_attention(py::module_& m);
 void bind_conv(py::module_& m);
 void bind_diffusion(py::module_& m);
 void bind_linear(py::module_& m);

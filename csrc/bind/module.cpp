@@ -38,6 +38,7 @@ PYBIND11_MODULE(_native, m) {
   m.attr("with_cuda") = false;
 #endif
   aigc::bind_activation(m);
+  aigc::bind_attention(m);
   aigc::bind_conv(m);
   aigc::bind_diffusion(m);
   aigc::bind_linear(m);

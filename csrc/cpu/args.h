@@ -86,6 +86,32 @@ struct ConvArgs {
   int threads;
 };
 
+enum class MaskKind : int32_t { kNone, kBool, kAdded };
+
+// An operand of attention: (batch, heads, rows, head_dim); a row is contiguous.
+struct HeadsView {
+  void* data;
+  int64_t batch_stride, head_stride, row_stride;
+};
+
+// out = softmax(scale q k^T + mask) v. Queries come in `heads` heads, keys and values in kv_heads, each of
+// which serves heads / kv_heads neighbouring ones. The workspace is as large as attention_workspace()
+// of csrc/cpu/attention.h says.
+struct AttentionArgs {
+  HeadsView q, k, v, out;
+  const void* mask;         // bytes (kBool) or of `dtype` (kAdded)
+  int64_t mask_strides[4];  // batch, head, query, key (0 or 1)
+  void* workspace;
+  int64_t workspace_bytes;
+  int64_t batch, heads, kv_heads, queries, keys, head_dim;
+  double scale;
+  MaskKind mask_kind;
+  bool causal;
+  DType dtype;
+  Product product;
+  int threads;
+};
+
 // A setting with one value for all rows, or one for each.
 template <class T>
 struct PerRow {

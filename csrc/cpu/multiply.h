@@ -30,17 +30,22 @@ constexpr int kRowSteps[] = {1};
 // of stretches and not of products; chunks of depth end between stretches, so cutting changes nothing.
 template <class P, int R, int V>
 AIGC_INLINE void multiply_rows(const char* left, int64_t left_tile, const char* right, int64_t panel,
-                               int64_t tiles, float* sums, bool add) {
+                               int64_t tiles, int zeros, float* sums, bool add) {
   for (int64_t begin = 0; begin < tiles; begin += P::kStretch, add = true) {
     Vec acc[R][V];
     for (int r = 0; r < R; ++r)
       for (int v = 0; v < V; ++v) acc[r][v] = splat(0.0f);
     const int64_t end = tiles - begin < P::kStretch ? tiles : begin + P::kStretch;
-    for (int64_t t = begin; t < end; ++t) {
+    const int64_t whole = zeros && end == tiles ? end - 1 : end;
+    for (int64_t t = begin; t < whole; ++t) {
 #pragma GCC unroll 4
       for (int k = 0; k < kTileRows; ++k)
         P::template step<R, V>(acc, left + t * left_tile, right + t * P::kRight, panel, k);
     }
+    if (whole < end)
+#pragma GCC unroll 4
+      for (int k = 0; k < kTileRows - zeros; ++k)
+        P::template step<R, V>(acc, left + whole * left_tile, right + whole * P::kRight, panel, k);
     for (int r = 0; r < R; ++r)
       for (int v = 0; v < V; ++v) {
         float* sum = sums + v * kTileFloats + r * kLanes;
@@ -52,12 +57,14 @@ AIGC_INLINE void multiply_rows(const char* left, int64_t left_tile, const char* 
 // Rows [row, rows) of one row tile, in steps of kRowSteps[S] and smaller.
 template <class P, int V, size_t S = 0>
 AIGC_INLINE void multiply_steps(int row, int rows, const char* left, int64_t left_tile, const char* right,
-                                int64_t panel, int64_t tiles, float* sums, bool add) {
+                                int64_t panel, int64_t tiles, int zeros, float* sums, bool add) {
   constexpr int R = kRowSteps[S];
   for (; row + R <= rows; row += R)
-    multiply_rows<P, R, V>(left + row * P::kLeft, left_tile, right, panel, tiles, sums + row * kLanes, add);
+    multiply_rows<P, R, V>(left + row * P::kLeft, left_tile, right, panel, tiles, zeros, sums + row * kLanes,
+                           add);
   if constexpr (R > 1)
-    if (row < rows) multiply_steps<P, V, S + 1>(row, rows, left, left_tile, right, panel, tiles, sums, add);
+    if (row < rows)
+      multiply_steps<P, V, S + 1>(row, rows, left, left_tile, right, panel, tiles, zeros, sums, add);
 }
 
 #if defined(__AMX_TILE__) || defined(AIGC_EMULATE_TILES)
@@ -104,6 +111,7 @@ struct Block {
   const char* right;
   int64_t panel;  // bytes between panels
   int64_t tiles;  // depth tiles to go
+  int zeros;      // 4-byte steps at the end of the last one that are zeros; vector levels leave them out
   float* sums;
   int64_t sum_row_tile;  // floats between row tiles
   bool add;              // to what is in `sums`
@@ -128,7 +136,7 @@ AIGC_INLINE void multiply(const Block& b, const Done& done) {
       multiply_tiles<P, 1, V>(left, 0, rows * P::kLeft, b.right, b.panel, b.tiles, sums, 0, b.add);
 #endif
     } else {
-      multiply_steps<P, V>(0, rows, left, rows * P::kLeft, b.right, b.panel, b.tiles, sums, b.add);
+      multiply_steps<P, V>(0, rows, left, rows * P::kLeft, b.right, b.panel, b.tiles, b.zeros, sums, b.add);
     }
     done(row, rows);
   }

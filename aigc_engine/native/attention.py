@@ -1,0 +1,75 @@
+"""Adapter of the native attention kernel."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from aigc_engine import _native
+from aigc_engine.native import DTYPE_CODES, on_huge_pages, threads
+from aigc_engine.native.linear import PRODUCT_CODES
+from aigc_engine.ops.packed import product_of
+
+MASK_BOOL, MASK_ADDED = 1, 2  # csrc/cpu/args.h: enum class MaskKind
+
+
+def _rows(x: Tensor) -> Tensor:
+    """x (B, N, T, D) with contiguous rows, copied only where strides leave no other way."""
+    return x if x.stride(3) == 1 or x.shape[3] == 1 else x.contiguous()
+
+
+def _mask_strides(mask: Tensor) -> tuple[int, int, int, int]:
+    """Strides of a mask (four axes) that repeats along its axes of length 1."""
+    b, n, t, s = (0 if size == 1 else stride for size, stride in zip(mask.shape, mask.stride(), strict=True))
+    return b, n, t, s
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    mask: Tensor | None = None,
+    causal: bool = False,
+    scale: float | None = None,
+    product: str | None = None,
+) -> Tensor:
+    """See `aigc_engine.ops.attention`. `product` is that of `PackedWeight`; None is the precision's."""
+    q, k, v = _rows(q), _rows(k), _rows(v)
+    B, N, T, D = q.shape
+    S = k.shape[2]
+    out = on_huge_pages(torch.empty_like(q))
+    if not out.numel() or not S:
+        return out.zero_()
+    call = _native.Attention(
+        batch=B,
+        heads=N,
+        kv_heads=k.shape[1],
+        queries=T,
+        keys=S,
+        head_dim=D,
+        scale=D**-0.5 if scale is None else scale,
+        causal=causal,
+        dtype=DTYPE_CODES[q.dtype],
+        product=PRODUCT_CODES[product or product_of("attention", q, None)],
+    )
+    if mask is not None:
+        mask = mask[:, None, None, :] if mask.ndim == 2 else mask
+        if mask.shape[3] > 1 and mask.stride(3) != 1:
+            mask = mask.contiguous()
+        kind = MASK_BOOL if mask.dtype == torch.bool else MASK_ADDED
+        call.set_mask(kind, mask.data_ptr(), _mask_strides(mask))
+    workspace = torch.empty(call.workspace(), dtype=torch.uint8)
+    call.run(
+        q.data_ptr(),
+        q.stride(),
+        k.data_ptr(),
+        k.stride(),
+        v.data_ptr(),
+        v.stride(),
+        out.data_ptr(),
+        out.stride(),
+        on_huge_pages(workspace).data_ptr(),
+        threads(),
+    )
+    return out

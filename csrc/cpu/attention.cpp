@@ -1,0 +1,247 @@
+// out = softmax(scale q k^T + mask) v without ever holding the scores (M. Milakov, N. Gimelshein, "Online
+// normalizer calculation for softmax", 2018, https://arxiv.org/abs/1805.02867; T. Dao, "FlashAttention-2",
+// 2023, https://arxiv.org/abs/2307.08691).
+//
+// First the keys and values of some heads are packed into panels; then each task takes a head and a block of
+// queries past all keys, kKeys at a time: scores of a few row tiles, their weights as left tiles, and the
+// weights times the values on top of what the queries have so far, all of which stays in L1. A pair of panels
+// is read once for each row group, from L2, where a block of keys and values stays for the whole task.
+//
+// 4 T S D operations a head, and the passes of softmax.h over T S scores. Blocks of keys begin at multiples
+// of kKeys, whatever the queries, and one without an allowed key changes no bit of a row. So a query's bits
+// don't depend on which others come with it.
+#include "cpu/attention.h"
+
+#include "cpu/attention_mask.h"
+#include "cpu/gemm.h"
+#include "cpu/pack_right.h"
+#include "cpu/softmax.h"
+
+namespace aigc::AIGC_ISA {
+namespace {
+
+// Keys of a block, a stretch of the second product or two: 16 rows of scores and weights take 16 KiB and 8
+// KiB of L1, or 8 and 8 in float32; tiles come in pairs of row tiles, over fewer keys.
+template <class P>
+constexpr int kKeys = P::kDepth == 32 && !P::kTiles ? 256 : 128;
+template <class P>
+constexpr int kGroup = P::kTiles ? 2 * kTileRows : kTileRows;
+constexpr int kQueries = 128;  // of a task, at most
+
+template <class T>
+struct QuerySource {
+  using Element = T;
+  const T* rows;
+  int64_t stride, depth;
+
+  template <class F>
+  AIGC_MEMBER void runs(int64_t row, int64_t begin, int64_t end, const F& f) const {
+    f(begin, rows + row * stride + begin, end - begin);
+  }
+};
+
+template <class T>
+AIGC_INLINE T* head_of(const HeadsView& x, int64_t batch, int64_t head) {
+  return static_cast<T*>(x.data) + batch * x.batch_stride + head * x.head_stride;
+}
+
+template <class P, class T>
+class Attention {
+ public:
+  explicit Attention(const AttentionArgs& args)
+      : a(args), mask(args), packed(args.product, args.keys, args.head_dim) {
+    // Enough tasks for all threads to end together.
+    const int64_t heads = a.batch * a.heads, wanted = (4 * a.threads + heads - 1) / heads;
+    const int64_t rows = round_up((a.queries + wanted - 1) / wanted, 2 * kTileRows);
+    block_rows = int(smaller(rows, kQueries));
+  }
+
+  void run() const {
+    const int64_t heads = a.batch * a.kv_heads, held = a.workspace_bytes / packed.bytes();
+    for (int64_t first = 0; first < heads; first += held) {
+      const int64_t count = smaller(held, heads - first);
+      pack(first, count);
+      attend(first, count);
+    }
+  }
+
+ private:
+  const AttentionArgs& a;
+  const Mask<T> mask;
+  const PackedHead packed;
+  int block_rows;
+
+  struct Task {
+    char* queries;
+    float* scores;
+    char* weights;
+    float* sums;
+    RowState* states;
+    const char *keys, *values;
+    int64_t batch, head, first;
+    int rows;
+  };
+
+  char* packed_head(int64_t index) const { return static_cast<char*>(a.workspace) + index * packed.bytes(); }
+
+  // Items: per head its panels of keys, then the depth tiles of its values.
+  void pack(int64_t first, int64_t count) const {
+    const int64_t items = packed.key_panels + packed.value_tiles;
+    parallel_for(count * items, 8, a.threads, [&](int64_t begin, int64_t end) {
+      for (int64_t item = begin; item < end; ++item) {
+        const int64_t head = first + item / items, part = item % items;
+        char* to = packed_head(item / items);
+        part < packed.key_panels ? pack_keys(head, part, to)
+                                 : pack_values(head, part - packed.key_panels, to);
+      }
+    });
+  }
+
+  void pack_keys(int64_t head, int64_t panel, char* to) const {
+    const T* from = head_of<const T>(a.k, head / a.kv_heads, head % a.kv_heads);
+    const int64_t key = panel * kLanes;
+    pack_columns(a.product, from + key * a.k.row_stride, a.k.row_stride, int(smaller(kLanes, a.keys - key)),
+                 a.head_dim, to + panel * packed.key_tiles * P::kRight);
+  }
+
+  void pack_values(int64_t head, int64_t tile, char* to) const {
+    const int64_t key = tile * P::kDepth;
+    const T* from = head_of<const T>(a.v, head / a.kv_heads, head % a.kv_heads) + key * a.v.row_stride;
+    to += packed.key_bytes() + tile * P::kRight;
+    for (int64_t c = 0; c < a.head_dim; c += kLanes, to += packed.value_tiles * P::kRight)
+      pack_depth(a.product, from + c, a.v.row_stride, int(smaller(kLanes, a.head_dim - c)),
+                 int(smaller(P::kDepth, a.keys - key)), to);
+  }
+
+  // Tile loads of a short last row tile read past it.
+  int64_t query_bytes() const { return (block_rows * packed.key_tiles + kTileRows) * P::kLeft; }
+  static constexpr int64_t score_bytes() { return kGroup<P> * kKeys<P> * 4; }
+  static constexpr int64_t weight_bytes() {
+    return (kGroup<P> * (kKeys<P> / P::kDepth) + kTileRows) * int64_t(P::kLeft);
+  }
+  int64_t sum_bytes() const { return block_rows * packed.value_panels * kLanes * 4; }
+
+  void attend(int64_t first, int64_t count) const {
+    const int64_t shared = a.heads / a.kv_heads, blocks = (a.queries + block_rows - 1) / block_rows;
+    const int64_t bytes = score_bytes() + round_up(query_bytes(), kTileLine) +
+                          round_up(weight_bytes(), kTileLine) + sum_bytes() +
+                          block_rows * int64_t(sizeof(RowState));
+    parallel_for(count * shared * blocks, 1, a.threads, [&](int64_t begin, int64_t end) {
+      Task task{};
+      task.scores = static_cast<float*>(scratch(size_t(bytes)));
+      task.queries = reinterpret_cast<char*>(task.scores) + score_bytes();
+      task.weights = task.queries + round_up(query_bytes(), kTileLine);
+      task.sums = reinterpret_cast<float*>(task.weights + round_up(weight_bytes(), kTileLine));
+      task.states = reinterpret_cast<RowState*>(reinterpret_cast<char*>(task.sums) + sum_bytes());
+      {
+        const TileSession session;
+        for (int64_t item = begin; item < end; ++item) {
+          const int64_t head = item / blocks, block = item % blocks, kv = head / shared;
+          task.keys = packed_head(kv), task.values = task.keys + packed.key_bytes();
+          task.batch = (first + kv) / a.kv_heads;
+          task.head = (first + kv) % a.kv_heads * shared + head % shared;
+          // Later queries see more keys when causal: a thread's chunk takes them from both ends.
+          task.first = (block % 2 ? blocks - 1 - block / 2 : block / 2) * block_rows;
+          task.rows = int(smaller(block_rows, a.queries - task.first));
+          attend_block(task);
+        }
+      }
+      release_scratch();
+    });
+  }
+
+  void attend_block(const Task& task) const {
+    const T* q = head_of<const T>(a.q, task.batch, task.head) + task.first * a.q.row_stride;
+    pack_left<P>(QuerySource<T>{q, a.q.row_stride, a.head_dim}, 0, task.rows, 0, packed.key_tiles,
+                 task.queries);
+    for (int r = 0; r < task.rows; ++r) task.states[r] = {{}, kNoScore};
+    const int64_t seen = a.causal ? smaller(a.keys, task.first + task.rows) : a.keys;
+    for (int64_t key = 0; key < seen; key += kKeys<P>)
+      for (int row = 0; row < task.rows; row += kGroup<P>) {
+        const int rows = int(smaller(kGroup<P>, task.rows - row));
+        const int64_t last = a.causal ? smaller(a.keys, task.first + row + rows) : a.keys;
+        if (key < last) attend_keys(task, row, rows, key, int(smaller(kKeys<P>, last - key)));
+      }
+    finish(task);
+  }
+
+  // One group of rows and one block of keys: scores, weights, and the weighted values added to the sums.
+  void attend_keys(const Task& task, int row, int rows, int64_t key, int keys) const {
+    const int panels = (keys + kLanes - 1) / kLanes, tiles = (keys + P::kDepth - 1) / P::kDepth;
+    const char* left = task.queries + row * packed.key_tiles * P::kLeft;
+    const char* right = task.keys + key / kLanes * packed.key_tiles * P::kRight;
+    Block b = block(left, rows, packed.key_tiles, packed.key_tiles, a.head_dim);
+    b.panel = packed.key_tiles * P::kRight;
+    b.sum_row_tile = kKeys<P> * kTileRows;
+    multiply_all(b, panels, right, task.scores);
+
+    softmax(task, row, rows, key, keys);
+
+    float* sums = task.sums + row * packed.value_panels * kLanes;
+    b = block(task.weights, rows, kKeys<P> / P::kDepth, tiles, keys);
+    b.panel = packed.value_tiles * P::kRight;
+    b.sum_row_tile = packed.value_panels * kTileFloats, b.add = key > 0;
+    multiply_all(b, int(packed.value_panels), task.values + key / P::kDepth * P::kRight, sums);
+  }
+
+  static Block block(const char* left, int rows, int64_t left_tiles, int64_t tiles, int64_t depth) {
+    constexpr int kStep = P::kDepth / kTileRows;  // depth of 4 bytes
+    Block b{};
+    b.left = left, b.rows = rows, b.left_tiles = left_tiles, b.tiles = tiles;
+    b.zeros = int((tiles * P::kDepth - depth) / kStep);
+    return b;
+  }
+
+  static void multiply_all(Block b, int panels, const char* right, float* sums) {
+    const auto done = [](int, int) {};
+    for (int p = 0; p < panels; p += kPanels) {
+      b.right = right + p * b.panel, b.sums = sums + p * kTileFloats;
+      p + 1 < panels ? multiply<P, 2>(b, done) : multiply<P, 1>(b, done);
+    }
+  }
+
+  void softmax(const Task& task, int row, int rows, int64_t key, int keys) const {
+    constexpr int kVectors = P::kDepth / kLanes;
+    const int panels = (keys + P::kDepth - 1) / P::kDepth * kVectors;
+    for (int r = 0; r < rows; ++r) {
+      const int tile = r / kTileRows, in_tile = r % kTileRows;
+      const int64_t query = task.first + row + r;
+      float* scores = task.scores + tile * kKeys<P> * kTileRows + in_tile * kLanes;
+      mask.apply(task.batch, task.head, query, key, keys, scores);
+      const int64_t allowed = a.causal ? smaller(keys, query + 1 - key) : keys;
+      if (allowed < panels * kLanes) clear_scores(scores, int(allowed < 0 ? 0 : allowed), panels);
+
+      const int64_t pitch = smaller(rows - tile * kTileRows, kTileRows) * P::kLeft;
+      char* line = task.weights + tile * kTileRows * (kKeys<P> / P::kDepth) * P::kLeft + in_tile * P::kLeft;
+      const float shrink = weigh<P>(scores, panels, mask.slope, line, pitch, task.states[row + r]);
+      if (key > 0 && shrink != 1.0f) {
+        float* sums = task.sums + (row + tile * kTileRows) * packed.value_panels * kLanes + in_tile * kLanes;
+        for (int64_t p = 0; p < packed.value_panels; ++p)
+          store(sums + p * kTileFloats, load(sums + p * kTileFloats) * shrink);
+      }
+    }
+  }
+
+  void finish(const Task& task) const {
+    T* out = head_of<T>(a.out, task.batch, task.head) + task.first * a.out.row_stride;
+    for (int r = 0; r < task.rows; ++r, out += a.out.row_stride) {
+      const float total = sum(load(task.states[r].total));
+      const float by = total == 0.0f ? 1.0f : total;  // no key: zeros
+      const float* sums =
+          task.sums + r / kTileRows * packed.value_panels * kTileFloats + r % kTileRows * kLanes;
+      for (int64_t c = 0; c < a.head_dim; c += kLanes, sums += kTileFloats) {
+        const Vec y = load(sums) / by;
+        c + kLanes <= a.head_dim ? store(out + c, y) : store_n(out + c, y, int(a.head_dim - c));
+      }
+    }
+  }
+};
+
+}  // namespace
+
+void attention(const AttentionArgs& a) {
+  with_product(a.product, a.dtype,
+               [&](auto product, auto element) { Attention<decltype(product), decltype(element)>(a).run(); });
+}
+
+}  // namespace aigc::AIGC_ISA
