@@ -192,11 +192,18 @@ class Attention {
     return b;
   }
 
+  // Panels go in pairs, and where 32 vector registers hold 8 x 3 sums, an odd number ends with three.
   static void multiply_all(Block b, int panels, const char* right, float* sums) {
     const auto done = [](int, int) {};
-    for (int p = 0; p < panels; p += kPanels) {
+    for (int p = 0; p < panels;) {
+      const int left = panels - p;
       b.right = right + p * b.panel, b.sums = sums + p * kTileFloats;
-      p + 1 < panels ? multiply<P, 2>(b, done) : multiply<P, 1>(b, done);
+#if defined(__AVX512F__)
+      if constexpr (!P::kTiles)
+        if (left == 3) return multiply<P, 3>(b, done);
+#endif
+      left > 1 ? multiply<P, 2>(b, done) : multiply<P, 1>(b, done);
+      p += kPanels;
     }
   }
 
