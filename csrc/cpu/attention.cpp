@@ -29,18 +29,6 @@ constexpr int kGroup = P::kTiles ? 2 * kTileRows : kTileRows;
 constexpr int kQueries = 128;  // of a task, at most
 
 template <class T>
-struct QuerySource {
-  using Element = T;
-  const T* rows;
-  int64_t stride, depth;
-
-  template <class F>
-  AIGC_MEMBER void runs(int64_t row, int64_t begin, int64_t end, const F& f) const {
-    f(begin, rows + row * stride + begin, end - begin);
-  }
-};
-
-template <class T>
 AIGC_INLINE T* head_of(const HeadsView& x, int64_t batch, int64_t head) {
   return static_cast<T*>(x.data) + batch * x.batch_stride + head * x.head_stride;
 }
@@ -151,10 +139,8 @@ class Attention {
   }
 
   void attend_block(const Task& task) const {
-    const T* q = head_of<const T>(a.q, task.batch, task.head) + task.first * a.q.row_stride;
-    pack_left<P>(QuerySource<T>{q, a.q.row_stride, a.head_dim}, 0, task.rows, 0, packed.key_tiles,
-                 task.queries);
-    for (int r = 0; r < task.rows; ++r) task.states[r] = {{}, kNoScore};
+    pack_queries(task);
+    for (int r = 0; r < task.rows; ++r) task.states[r] = {{}, kNoScore, 1.0f};
     const int64_t seen = a.causal ? smaller(a.keys, task.first + task.rows) : a.keys;
     for (int64_t key = 0; key < seen; key += kKeys<P>)
       for (int row = 0; row < task.rows; row += kGroup<P>) {
@@ -207,24 +193,53 @@ class Attention {
     }
   }
 
+  // Two passes over all rows of the group: the latency of one row's maximum hides behind the next ones.
   void softmax(const Task& task, int row, int rows, int64_t key, int keys) const {
     constexpr int kVectors = P::kDepth / kLanes;
     const int panels = (keys + P::kDepth - 1) / P::kDepth * kVectors;
+    RowState* states = task.states + row;
     for (int r = 0; r < rows; ++r) {
-      const int tile = r / kTileRows, in_tile = r % kTileRows;
       const int64_t query = task.first + row + r;
-      float* scores = task.scores + tile * kKeys<P> * kTileRows + in_tile * kLanes;
+      float* scores = row_scores(task, r);
       mask.apply(task.batch, task.head, query, key, keys, scores);
       const int64_t allowed = a.causal ? smaller(keys, query + 1 - key) : keys;
       if (allowed < panels * kLanes) clear_scores(scores, int(allowed < 0 ? 0 : allowed), panels);
+      raise(scores, panels, mask.slope, states[r]);
+    }
+    for (int r = 0; r < rows; ++r) {
+      const int tile = r / kTileRows * kTileRows;
+      const int64_t pitch = smaller(rows - tile, kTileRows) * P::kLeft;
+      char* line = task.weights + tile * (kKeys<P> / P::kDepth) * P::kLeft + r % kTileRows * P::kLeft;
+      weigh<P>(row_scores(task, r), panels, mask.slope, line, pitch, states[r]);
+      if (key == 0 || states[r].shrink == 1.0f) continue;
+      float* sums = row_sums(task, row + r);
+      for (int64_t p = 0; p < packed.value_panels; ++p)
+        store(sums + p * kTileFloats, load(sums + p * kTileFloats) * states[r].shrink);
+    }
+  }
 
-      const int64_t pitch = smaller(rows - tile * kTileRows, kTileRows) * P::kLeft;
-      char* line = task.weights + tile * kTileRows * (kKeys<P> / P::kDepth) * P::kLeft + in_tile * P::kLeft;
-      const float shrink = weigh<P>(scores, panels, mask.slope, line, pitch, task.states[row + r]);
-      if (key > 0 && shrink != 1.0f) {
-        float* sums = task.sums + (row + tile * kTileRows) * packed.value_panels * kLanes + in_tile * kLanes;
-        for (int64_t p = 0; p < packed.value_panels; ++p)
-          store(sums + p * kTileFloats, load(sums + p * kTileFloats) * shrink);
+  static float* row_scores(const Task& task, int row) {
+    return task.scores + row / kTileRows * kTileRows * kKeys<P> + row % kTileRows * kLanes;
+  }
+
+  float* row_sums(const Task& task, int row) const {
+    return task.sums + row / kTileRows * packed.value_panels * kTileFloats + row % kTileRows * kLanes;
+  }
+
+  void pack_queries(const Task& task) const {
+    const T* from = head_of<const T>(a.q, task.batch, task.head) + task.first * a.q.row_stride;
+    for (int r = 0; r < task.rows; ++r, from += a.q.row_stride) {
+      const int tile = r / kTileRows * kTileRows;
+      const int64_t pitch = smaller(task.rows - tile, kTileRows) * P::kLeft;
+      char* line = task.queries + tile * packed.key_tiles * P::kLeft + r % kTileRows * P::kLeft;
+      for (int64_t k = 0; k < a.head_dim; k += P::kDepth, line += pitch) {
+        if (a.head_dim - k >= P::kDepth) {
+          write_line<P>(line, from + k);
+        } else {
+          T elements[P::kDepth] = {};
+          std::memcpy(elements, from + k, size_t(a.head_dim - k) * sizeof(T));
+          write_line<P>(line, elements);
+        }
       }
     }
   }
@@ -234,8 +249,7 @@ class Attention {
     for (int r = 0; r < task.rows; ++r, out += a.out.row_stride) {
       const float total = sum(load(task.states[r].total));
       const float by = total == 0.0f ? 1.0f : total;  // no key: zeros
-      const float* sums =
-          task.sums + r / kTileRows * packed.value_panels * kTileFloats + r % kTileRows * kLanes;
+      const float* sums = row_sums(task, r);
       for (int64_t c = 0; c < a.head_dim; c += kLanes, sums += kTileFloats) {
         const Vec y = load(sums) / by;
         c + kLanes <= a.head_dim ? store(out + c, y) : store_n(out + c, y, int(a.head_dim - c));

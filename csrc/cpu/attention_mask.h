@@ -10,9 +10,11 @@ namespace aigc::AIGC_ISA {
 
 // Panel p of a row's scores is at p * kTileFloats. Forbids columns [first, 16 * panels).
 AIGC_INLINE void clear_scores(float* scores, int first, int panels) {
+  static constexpr int32_t kLane[kLanes] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  const IVec lane = load_bits<IVec>(kLane);
   for (int p = first / kLanes; p < panels; ++p) {
     float* at = scores + p * kTileFloats;
-    for (int lane = p * kLanes < first ? first - p * kLanes : 0; lane < kLanes; ++lane) at[lane] = kNoScore;
+    store(at, select(lane < fill(first - p * kLanes), load(at), splat(kNoScore)));
   }
 }
 

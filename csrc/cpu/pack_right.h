@@ -34,11 +34,11 @@ AIGC_INLINE void column_line(Product product, const T* from, int n, uint16_t* hi
   }
 }
 
-// Columns' lines to a right tile: 4 bytes of each column side by side.
-inline void transpose(const char* lines, char* tile) {
+// Columns' lines, `pitch` bytes apart, to a right tile: 4 bytes of each column side by side.
+inline void transpose(const char* lines, int64_t pitch, char* tile) {
 #if defined(__AVX512F__)
   __m512i a[16], b[16];
-  for (int i = 0; i < 16; ++i) a[i] = _mm512_loadu_si512(lines + i * kTileLine);
+  for (int i = 0; i < 16; ++i) a[i] = _mm512_loadu_si512(lines + i * pitch);
   for (int i = 0; i < 16; i += 2) {
     b[i] = _mm512_unpacklo_epi32(a[i], a[i + 1]);
     b[i + 1] = _mm512_unpackhi_epi32(a[i], a[i + 1]);
@@ -61,7 +61,7 @@ inline void transpose(const char* lines, char* tile) {
 #else
   for (int column = 0; column < kLanes; ++column)
     for (int k = 0; k < kTileRows; ++k)
-      std::memcpy(tile + k * kTileLine + column * 4, lines + column * kTileLine + k * 4, 4);
+      std::memcpy(tile + k * kTileLine + column * 4, lines + column * pitch + k * 4, 4);
 #endif
 }
 
@@ -72,23 +72,31 @@ inline void pack_columns(Product product, const T* from, int64_t stride, int col
                          char* to) {
   const int step = right_depth(product);
   alignas(64) char lines[2][kTileBytes] = {};
+  const bool as_is = product == (sizeof(T) == 2 ? Product::kBFloat16 : Product::kFloat32);
   for (int64_t k = 0; k < depth; k += step) {
+    if (as_is && columns == kLanes && depth - k >= step) {
+      transpose(reinterpret_cast<const char*>(from + k), stride * int64_t(sizeof(T)), to);
+      to += kTileBytes;
+      continue;
+    }
     for (int column = 0; column < columns; ++column) {
       char *high = lines[0] + column * kTileLine, *low = lines[1] + column * kTileLine;
       column_line(product, from + column * stride + k, int(smaller(step, depth - k)),
                   reinterpret_cast<uint16_t*>(high), reinterpret_cast<uint16_t*>(low),
                   reinterpret_cast<float*>(high));
     }
-    transpose(lines[0], to);
+    transpose(lines[0], kTileLine, to);
     to += kTileBytes;
     if (product != Product::kSplit) continue;
-    transpose(lines[1], to);
+    transpose(lines[1], kTileLine, to);
     to += kTileBytes;
   }
 }
 
-// bfloat16 of two depths side by side in each lane.
+// bfloat16 of two depths side by side in each lane; T is what they come from.
+template <class T>
 AIGC_INLINE UVec bf16_pairs(Vec even, Vec odd) {
+  if constexpr (sizeof(T) == 2) return (UVec(even) >> 16) | UVec(odd);
   return (round_bf16(even) >> 16) | (round_bf16(odd) & 0xffff0000u);
 }
 
@@ -108,10 +116,10 @@ inline void pack_depth(Product product, const T* from, int64_t stride, int colum
     const Vec even = row(2 * line), odd = row(2 * line + 1);
     if (product == Product::kSplit) {
       const Terms a = split(even), b = split(odd);
-      store_bits(to, bf16_pairs(a.high, b.high));
-      store_bits(to + kTileBytes, bf16_pairs(a.low, b.low));
+      store_bits(to, bf16_pairs<float>(a.high, b.high));
+      store_bits(to + kTileBytes, bf16_pairs<float>(a.low, b.low));
     } else {
-      store_bits(to, bf16_pairs(even, odd));
+      store_bits(to, bf16_pairs<T>(even, odd));
     }
   }
 }

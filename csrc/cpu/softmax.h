@@ -53,10 +53,24 @@ AIGC_INLINE float highest_of(Vec v) {
 }
 
 // What a row carries from one block of keys to the next.
-struct RowState {
+struct alignas(kBytes) RowState {
   float total[kLanes];  // of the weights, by lane
   float highest;        // of the scores
+  float shrink;         // what the last block multiplied earlier sums by
 };
+
+// The first pass over a row's scores, `panels` panels of them, each kTileFloats behind the other: the highest
+// so far. `shrink` is exactly 1 where it stays, as it does when no key of the block is allowed: then the
+// block leaves no trace. It's 1 too where nothing came before.
+AIGC_INLINE void raise(const float* scores, int panels, float slope, RowState& state) {
+  Vec most = load(scores);
+  for (int p = 1; p < panels; ++p) most = vmax(load(scores + p * kTileFloats), most);
+  const float before = state.highest, block = highest_of(most);
+  state.shrink = 1.0f;
+  if (!(block > before)) return;
+  state.highest = block;
+  if (before > kNoScore) state.shrink = vexp2<true>((splat(before) - splat(block)) * slope)[0];
+}
 
 // The weights of a depth tile of keys: P::kDepth / 16 vectors into one left line.
 template <class P>
@@ -73,21 +87,15 @@ AIGC_INLINE void store_weights(char* line, const Vec* weights) {
   write_line<P>(line, elements);
 }
 
-// Scores of one row to weights, `panels` panels of them, a multiple of P::kDepth / 16, each kTileFloats
-// behind the other; left lines are `pitch` bytes apart. weight = 2^(slope (score - highest)), slope > 0.
-// Returns by what the row's earlier sums shrink; exactly 1 where the highest score stays, as it does when no
-// key of the block is allowed: then the block leaves no trace.
+// The second pass: weight = 2^(slope (score - highest)), slope > 0, for a multiple of P::kDepth / 16 panels,
+// into left lines that are `pitch` bytes apart.
 template <class P>
-AIGC_INLINE float weigh(const float* scores, int panels, float slope, char* line, int64_t pitch,
-                        RowState& state) {
+AIGC_INLINE void weigh(const float* scores, int panels, float slope, char* line, int64_t pitch,
+                       RowState& state) {
   constexpr bool kPrecise = !std::is_same_v<P, BFloat16Product>;
   constexpr int kVectors = P::kDepth / kLanes;
-  Vec most = load(scores);
-  for (int p = 1; p < panels; ++p) most = vmax(load(scores + p * kTileFloats), most);
-  const float before = state.highest, block = highest_of(most);
-  const float highest = block > before ? block : before;
-  const Vec base = splat(highest > kNoScore ? highest : 0.0f);
-  Vec total = splat(0.0f);
+  const Vec base = splat(state.highest > kNoScore ? state.highest : 0.0f);
+  Vec total = load(state.total) * state.shrink;
   for (int p = 0; p < panels; p += kVectors, line += pitch) {
     Vec weights[kVectors];
     for (int i = 0; i < kVectors; ++i) {
@@ -96,16 +104,7 @@ AIGC_INLINE float weigh(const float* scores, int panels, float slope, char* line
     }
     store_weights<P>(line, weights);
   }
-  float shrink = 1.0f;
-  if (highest > before) {
-    shrink = vexp2<true>((splat(before) - base) * slope)[0];
-    state.highest = highest;
-    total = total + load(state.total) * shrink;
-  } else {
-    total = total + load(state.total);
-  }
   store(state.total, total);
-  return shrink;
 }
 
 }  // namespace aigc::AIGC_ISA
