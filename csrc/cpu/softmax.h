@@ -2,8 +2,10 @@
 //
 // Per 16 scores: one maximum in the first pass; in the second 6 (bfloat16) or 9 (float32) multiplications,
 // maxima and FMAs, 5 additions, a shift, and half a conversion to bfloat16. A core that does one 512-bit FMA
-// and one 512-bit addition a cycle (Zen 4) so makes at most 16/7 of a score a cycle: where two bfloat16 dots
-// of D/2 cycles go with it, D = 64 spends a tenth of its time here, D = 40 a seventh.
+// and one 512-bit addition a cycle (Zen 4) so makes at most 16/7 scores a cycle, 8e9 a second at 3.5 GHz
+// (float32: 16/10, 5.6e9). The two products beside it take D cycles in bfloat16, so D = 64 spends a tenth of
+// its time here and D = 40 a seventh; in float32 they take 2 D. On tiles they take D / 16, on cores with two
+// such units: the passes weigh more than the products.
 #pragma once
 
 #include <limits>
