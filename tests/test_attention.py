@@ -8,7 +8,7 @@ from torch import Tensor
 
 from aigc_engine import native, ops
 from aigc_engine.dispatch import use_backend
-from aigc_engine.native.attention import attention as adapter
+from aigc_engine.native.attention import attend
 from aigc_engine.testing import parity_failure
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
@@ -63,7 +63,7 @@ def test_forbidden_keys_leave_no_trace(isa_level: str, dtype: torch.dtype) -> No
 def test_products_of_float32(isa_level: str, product: str, share: float) -> None:
     """Two bfloat16 terms leave out 2^-16 of each factor, one leaves out 2^-9."""
     q, k, v = qkv(50, 300, 72, torch.float32)
-    got = adapter(q, k, v, product=product)
+    got = attend(product, q, k, v, None, False, None)
     truth = ops.attention.reference(q.double(), k.double(), v.double())
     assert (got - truth).abs().max() < share * truth.abs().max()
 
@@ -74,9 +74,9 @@ def test_high_precision_splits_where_there_are_tiles() -> None:
     torch.set_float32_matmul_precision("high")
     try:
         with native.force_isa("amx_emulated"), use_backend("native"):
-            assert torch.equal(ops.attention(q, k, v), adapter(q, k, v, product="split"))
+            assert torch.equal(ops.attention(q, k, v), attend("split", q, k, v, None, False, None))
         with native.force_isa("portable"), use_backend("native"):
-            assert torch.equal(ops.attention(q, k, v), adapter(q, k, v, product="float32"))
+            assert torch.equal(ops.attention(q, k, v), attend("float32", q, k, v, None, False, None))
     finally:
         torch.set_float32_matmul_precision(before)
 

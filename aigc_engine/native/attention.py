@@ -32,9 +32,14 @@ def attention(
     mask: Tensor | None = None,
     causal: bool = False,
     scale: float | None = None,
-    product: str | None = None,
 ) -> Tensor:
-    """See `aigc_engine.ops.attention`. `product` is that of `PackedWeight`; None is the precision's."""
+    return attend(product_of("attention", q, None), q, k, v, mask, causal, scale)
+
+
+def attend(
+    product: str, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float | None
+) -> Tensor:
+    """Attention whose products are made as those of a `PackedWeight`."""
     q, k, v = _rows(q), _rows(k), _rows(v)
     B, N, T, D = q.shape
     S = k.shape[2]
@@ -51,7 +56,7 @@ def attention(
         scale=D**-0.5 if scale is None else scale,
         causal=causal,
         dtype=DTYPE_CODES[q.dtype],
-        product=PRODUCT_CODES[product or product_of("attention", q, None)],
+        product=PRODUCT_CODES[product],
     )
     if mask is not None:
         mask = mask[:, None, None, :] if mask.ndim == 2 else mask
