@@ -16,6 +16,7 @@ FLOATS = frozenset({torch.float32, torch.bfloat16})
 GPU_FLOATS = frozenset({torch.float32, torch.bfloat16, torch.float16})
 PACKED = frozenset({"packed"})
 INT64 = frozenset({torch.int64})
+NORM_RESULTS = frozenset({"as x", "bfloat16"})
 
 
 @dataclass(frozen=True)
@@ -84,17 +85,17 @@ LINES: tuple[Line, ...] = (
     _native("conv_transpose2d", "conv", weight=PACKED),
     _native("decoder_step", "decode", FLOAT32),
     _native("geglu", "activation"),
-    _native("group_norm", "norm"),
-    _native("group_norm_silu", "norm"),
+    _native("group_norm", "norm", result=NORM_RESULTS),
+    _native("group_norm_silu", "norm", result=NORM_RESULTS),
     _triton("group_norm_silu"),
-    _native("layer_norm", "norm"),
+    _native("layer_norm", "norm", result=NORM_RESULTS),
     _native("linear", "linear", weight=PACKED, gated_tail=Range(0, 0)),
     _native("linear_update", "diffusion", shortcut="aigc_engine._native:linear_update_direct"),
     _triton("linear_update", FLOATS),
     _cuda("linear_update"),
     _native("philox_normal", "random", INT64, device=frozenset({"cpu"})),
     _native("philox_uniform", "random", INT64),
-    _native("rms_norm", "norm"),
+    _native("rms_norm", "norm", result=NORM_RESULTS),
     _native("sample_token", "decode"),
     _native("swiglu", "activation"),
 )

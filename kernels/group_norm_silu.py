@@ -203,11 +203,17 @@ def _dense(x: Tensor) -> tuple[Tensor, bool]:
 
 
 def group_norm_silu(
-    x: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, *, eps: float = 1e-5
+    x: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    eps: float = 1e-5,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Launches the kernels; see `aigc_engine.ops.group_norm_silu`."""
     x, channels_first = _dense(x)
-    out = torch.empty_like(x)
+    out = torch.empty_like(x, dtype=dtype)  # stores convert to its dtype
     if x.numel() == 0:
         return out
     batch, all_channels = x.shape[:2]

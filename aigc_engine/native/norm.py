@@ -21,10 +21,16 @@ def _address(value: Tensor | None) -> int:
 
 
 def _group_norm(
-    x: Tensor, num_groups: int, weight: Tensor | None, bias: Tensor | None, eps: float, silu: bool
+    x: Tensor,
+    num_groups: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    dtype: torch.dtype | None,
+    silu: bool,
 ) -> Tensor:
     x, channels_last = dense(x)
-    out = on_huge_pages(torch.empty_like(x))
+    out = on_huge_pages(torch.empty_like(x, dtype=dtype))
     if not x.numel():
         return out
     weight, bias = _vector(weight), _vector(bias)
@@ -40,6 +46,7 @@ def _group_norm(
         *layout,
         silu,
         DTYPE_CODES[x.dtype],
+        DTYPE_CODES[out.dtype],
         eps,
         threads(),
     )
@@ -53,8 +60,9 @@ def group_norm(
     bias: Tensor | None = None,
     *,
     eps: float = 1e-5,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
-    return _group_norm(x, num_groups, weight, bias, eps, silu=False)
+    return _group_norm(x, num_groups, weight, bias, eps, dtype, silu=False)
 
 
 def group_norm_silu(
@@ -64,15 +72,21 @@ def group_norm_silu(
     bias: Tensor | None = None,
     *,
     eps: float = 1e-5,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
-    return _group_norm(x, num_groups, weight, bias, eps, silu=True)
+    return _group_norm(x, num_groups, weight, bias, eps, dtype, silu=True)
 
 
 def _row_norm(
-    kernel: Callable[..., Any], x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+    kernel: Callable[..., Any],
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    dtype: torch.dtype | None,
+    modulation: tuple[int, ...] = (),
 ) -> Tensor:
-    x = x.contiguous()
-    out = on_huge_pages(torch.empty_like(x))
+    out = on_huge_pages(torch.empty_like(x, dtype=dtype))
     width = x.shape[-1]
     weight, bias = _vector(weight), _vector(bias)
     kernel(
@@ -83,17 +97,47 @@ def _row_norm(
         x.numel() // width,
         width,
         DTYPE_CODES[x.dtype],
+        DTYPE_CODES[out.dtype],
         eps,
         threads(),
+        modulation,
     )
     return out
 
 
+def _per_sample(value: Tensor | None) -> Tensor | None:
+    """(B, D) of a scale or shift; the rows may lie apart, as those cut out of one projection do."""
+    if value is None:
+        return None
+    flat = value.reshape(value.shape[0], value.shape[-1])
+    return flat if flat.stride(1) == 1 else flat.contiguous()
+
+
 def layer_norm(
-    x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, *, eps: float = 1e-5
+    x: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    eps: float = 1e-5,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
-    return _row_norm(_native.layer_norm, x, weight, bias, eps)
+    x = x.contiguous()
+    if (scale is None and shift is None) or not x.numel():
+        return _row_norm(_native.layer_norm, x, weight, bias, eps, dtype)
+    scale, shift = _per_sample(scale), _per_sample(shift)
+    modulation = (
+        _address(scale),
+        0 if scale is None else scale.stride(0),
+        _address(shift),
+        0 if shift is None else shift.stride(0),
+        x.numel() // (x.shape[0] * x.shape[-1]),
+    )
+    return _row_norm(_native.layer_norm, x, weight, bias, eps, dtype, modulation)
 
 
-def rms_norm(x: Tensor, weight: Tensor | None = None, *, eps: float = 1e-6) -> Tensor:
-    return _row_norm(_native.rms_norm, x, weight, None, eps)
+def rms_norm(
+    x: Tensor, weight: Tensor | None = None, *, eps: float = 1e-6, dtype: torch.dtype | None = None
+) -> Tensor:
+    return _row_norm(_native.rms_norm, x.contiguous(), weight, None, eps, dtype)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -13,6 +13,8 @@ from torch import Tensor
 from aigc_engine.dispatch import op
 from aigc_engine.ops import checks
 from aigc_engine.testing import Sample
+
+TO_BFLOAT16 = {"dtype": torch.bfloat16}
 
 
 def _check_eps(name: str, eps: float) -> None:
@@ -24,6 +26,15 @@ def _check_affine(name: str, x: Tensor, length: int, weight: Tensor | None, bias
     for argument, value in (("weight", weight), ("bias", bias)):
         if value is not None:
             checks.vector(name, argument, value, length, "x", x)
+
+
+def _check_dtype(name: str, dtype: torch.dtype | None) -> None:
+    if dtype is None:
+        return
+    if not isinstance(dtype, torch.dtype):
+        raise TypeError(f"{name}: dtype {dtype!r}, expected a torch.dtype or None")
+    if not dtype.is_floating_point:
+        raise TypeError(f"{name}: dtype {dtype}, expected a floating dtype")
 
 
 def _check_groups(
@@ -48,8 +59,10 @@ def _check_group_norm(
     bias: Tensor | None = None,
     *,
     eps: float = 1e-5,
+    dtype: torch.dtype | None = None,
 ) -> None:
     _check_groups("group_norm", x, num_groups, weight, bias, eps)
+    _check_dtype("group_norm", dtype)
 
 
 def _check_group_norm_silu(
@@ -59,8 +72,10 @@ def _check_group_norm_silu(
     bias: Tensor | None = None,
     *,
     eps: float = 1e-5,
+    dtype: torch.dtype | None = None,
 ) -> None:
     _check_groups("group_norm_silu", x, num_groups, weight, bias, eps)
+    _check_dtype("group_norm_silu", dtype)
 
 
 def _samples_group_norm(dtype: torch.dtype, device: str) -> Iterator[Sample]:
@@ -90,24 +105,27 @@ def _samples_group_norm(dtype: torch.dtype, device: str) -> Iterator[Sample]:
     poisoned[1, 5] = math.nan
     yield Sample("nan_stays_in_its_group", (poisoned, 4), batch_axis=0)
     yield Sample("empty", (randn(0, 8, 3), 2))
+    for layout in (randn, nhwc):
+        for C in (24, 64):
+            name = f"bfloat16_result_{C}_{layout.__name__}"
+            yield Sample(name, (layout(2, C, 5, 7), 4, randn(C), randn(C)), TO_BFLOAT16, batch_axis=0)
     unet = nhwc(2, 320, 64, 64)
     yield Sample("sd15_unet_64px_latent", (unet, 32, randn(320), randn(320)), bench=True)
     vae = nhwc(1, 128, 256, 256)
     yield Sample("sd_vae_256px", (vae, 32, randn(128), randn(128)), bench=True)
 
 
-def _traffic(x: Tensor, *args: Any, **kwargs: Any) -> tuple[float, float]:
+def _traffic(x: Tensor, *args: Any, dtype: torch.dtype | None = None, **kwargs: Any) -> tuple[float, float]:
     """About 8 operations an element; x read once and the result written once."""
-    return 8.0 * x.numel(), 2.0 * x.numel() * x.element_size()
+    return 8.0 * x.numel(), float(x.numel() * (x.element_size() + (dtype or x.dtype).itemsize))
 
 
-def _no_facts(*args: Any, **kwargs: Any) -> dict[str, Any]:
-    return {}
+def _facts(x: Tensor, *args: Any, dtype: torch.dtype | None = None, **kwargs: Any) -> dict[str, Any]:
+    """`result`: x's dtype ("as x"), or another by its name."""
+    return {"result": "as x" if dtype in (None, x.dtype) else str(dtype).removeprefix("torch.")}
 
 
-@op(
-    check=_check_group_norm, samples=_samples_group_norm, dtypes=checks.FLOATS, facts=_no_facts, cost=_traffic
-)
+@op(check=_check_group_norm, samples=_samples_group_norm, dtypes=checks.FLOATS, facts=_facts, cost=_traffic)
 def group_norm(
     x: Tensor,
     num_groups: int,
@@ -115,6 +133,7 @@ def group_norm(
     bias: Tensor | None = None,
     *,
     eps: float = 1e-5,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
     r"""Normalises each group of channels of each sample.
 
@@ -128,26 +147,28 @@ def group_norm(
         num_groups: G, a divisor of C; channels g C/G to (g+1) C/G share a mean and a (biased) variance.
         weight, bias: (C,) in x's dtype, or None for 1 and 0.
         eps: added to the variance, >= 0.
+        dtype: the result's, floating; None for x's. bfloat16 from float32 is what a product in bfloat16
+            takes next.
 
     Returns:
-        Tensor of x's shape and dtype.
+        Tensor of x's shape, in `dtype`.
 
     Precision: statistics about a shift, in float32 blocks joined in float64; rounded once.
 
     Memory: the result, and partial sums of some C / 256 of x.
 
     Raises:
-        TypeError: x isn't floating, or weight or bias has another dtype.
+        TypeError: x or `dtype` isn't floating, or weight or bias has another dtype than x.
         ValueError: G doesn't divide C, a group of a single value, wrong shapes, negative eps.
     """
-    return F.group_norm(x, num_groups, weight, bias, eps)
+    return F.group_norm(x, num_groups, weight, bias, eps).to(dtype or x.dtype)
 
 
 @op(
     check=_check_group_norm_silu,
     samples=_samples_group_norm,
     dtypes=checks.FLOATS,
-    facts=_no_facts,
+    facts=_facts,
     cost=_traffic,
 )
 def group_norm_silu(
@@ -157,6 +178,7 @@ def group_norm_silu(
     bias: Tensor | None = None,
     *,
     eps: float = 1e-5,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
     r"""`group_norm` and then silu, in one pass over the result.
 
@@ -171,16 +193,18 @@ def group_norm_silu(
         num_groups: G, a divisor of C.
         weight, bias: (C,) in x's dtype, or None for 1 and 0.
         eps: added to the variance, >= 0.
+        dtype: the result's, floating; None for x's. bfloat16 from float32 is what a product in bfloat16
+            takes next.
 
     Returns:
-        Tensor of x's shape and dtype.
+        Tensor of x's shape, in `dtype`.
 
     Precision: as `group_norm`; silu in float32 before the one rounding.
 
     Raises:
         TypeError, ValueError: as `group_norm`.
     """
-    return F.silu(F.group_norm(x, num_groups, weight, bias, eps))
+    return F.silu(F.group_norm(x, num_groups, weight, bias, eps)).to(dtype or x.dtype)
 
 
 def _check_last_axis(name: str, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> None:
@@ -193,16 +217,48 @@ def _check_last_axis(name: str, x: Tensor, weight: Tensor | None, bias: Tensor |
 
 
 def _check_layer_norm(
-    x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, *, eps: float = 1e-5
+    x: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    eps: float = 1e-5,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    dtype: torch.dtype | None = None,
 ) -> None:
     _check_last_axis("layer_norm", x, weight, bias, eps)
+    _check_dtype("layer_norm", dtype)
+    for argument, value in (("scale", scale), ("shift", shift)):
+        if value is None:
+            continue
+        checks.rank("layer_norm", "x", x, 2)  # an axis of samples
+        checks.tensor("layer_norm", argument, value)
+        checks.same("layer_norm", argument, value, "x", x)
+        if value.shape not in ((x.shape[0], x.shape[-1]), _broadcast_shape(x)):
+            raise ValueError(
+                f"layer_norm: {argument} shape {tuple(value.shape)}, expected {(x.shape[0], x.shape[-1])}"
+                f" or {_broadcast_shape(x)}"
+            )
 
 
-def _check_rms_norm(x: Tensor, weight: Tensor | None = None, *, eps: float = 1e-6) -> None:
+def _broadcast_shape(x: Tensor) -> tuple[int, ...]:
+    """(B, 1, ..., 1, D) of x (B, ..., D)."""
+    return (x.shape[0], *(1 for _ in x.shape[1:-1]), x.shape[-1])
+
+
+def _check_rms_norm(
+    x: Tensor, weight: Tensor | None = None, *, eps: float = 1e-6, dtype: torch.dtype | None = None
+) -> None:
     _check_last_axis("rms_norm", x, weight, None, eps)
+    _check_dtype("rms_norm", dtype)
 
 
-def _samples_rows(dtype: torch.dtype, device: str, vectors: int) -> Iterator[Sample]:
+def _samples_rows(
+    dtype: torch.dtype,
+    device: str,
+    vectors: int,
+    extra: Callable[[Callable[..., Tensor]], Iterator[Sample]],
+) -> Iterator[Sample]:
     g = torch.Generator().manual_seed(0)
 
     def randn(*shape: int) -> Tensor:
@@ -216,50 +272,88 @@ def _samples_rows(dtype: torch.dtype, device: str, vectors: int) -> Iterator[Sam
     yield Sample("mean_1e3", (randn(4, 100) + 1e3,), batch_axis=0)
     yield Sample("one_axis", (randn(50), randn(50)))
     yield Sample("empty", (randn(0, 48), randn(48)))
+    for D in (40, 64):
+        yield Sample(f"bfloat16_result_{D}", (randn(7, D), randn(D)), TO_BFLOAT16, batch_axis=0)
+    yield from extra(randn)
     yield Sample("dit_xl_2_256px", (randn(512, 1152), *(randn(1152) for _ in range(vectors))), bench=True)
     yield Sample("gpt2_1024_tokens", (randn(1024, 768), *(randn(768) for _ in range(vectors))), bench=True)
 
 
+def _samples_modulated(randn: Callable[..., Tensor]) -> Iterator[Sample]:
+    """Scale and shift for each sample, as a DiT's blocks have them."""
+    for D in (17, 64, 100):
+        both = {"scale": randn(3, D), "shift": randn(3, D)}
+        yield Sample(f"modulated_{D}", (randn(3, 7, D), randn(D), randn(D)), both, batch_axis=0)
+    yield Sample("scale_only", (randn(5, 33),), {"scale": randn(5, 33)}, batch_axis=0)
+    yield Sample("shift_only", (randn(2, 9, 48),), {"shift": randn(2, 1, 48)}, batch_axis=0)
+    shift, scale, _ = randn(2, 3 * 40).chunk(3, dim=1)
+    yield Sample("cut_from_one", (randn(2, 6, 40),), {"scale": scale, "shift": shift}, batch_axis=0)
+    axes = {"scale": randn(2, 1, 1, 40), "shift": randn(2, 40), **TO_BFLOAT16}
+    yield Sample("four_axes", (randn(2, 3, 5, 40),), axes, batch_axis=0)
+    shift, scale, _ = randn(2, 3 * 1152).chunk(3, dim=1)
+    dit = {"eps": 1e-6, "scale": scale, "shift": shift}
+    yield Sample("dit_xl_2_256px_modulated", (randn(2, 256, 1152),), dit, bench=True)
+
+
 def _samples_layer_norm(dtype: torch.dtype, device: str) -> Iterator[Sample]:
-    return _samples_rows(dtype, device, vectors=2)
+    return _samples_rows(dtype, device, 2, _samples_modulated)
 
 
 def _samples_rms_norm(dtype: torch.dtype, device: str) -> Iterator[Sample]:
-    return _samples_rows(dtype, device, vectors=1)
+    return _samples_rows(dtype, device, 1, lambda randn: iter(()))
 
 
-@op(
-    check=_check_layer_norm, samples=_samples_layer_norm, dtypes=checks.FLOATS, facts=_no_facts, cost=_traffic
-)
+@op(check=_check_layer_norm, samples=_samples_layer_norm, dtypes=checks.FLOATS, facts=_facts, cost=_traffic)
 def layer_norm(
-    x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, *, eps: float = 1e-5
+    x: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    eps: float = 1e-5,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
-    r"""Normalises the last axis.
+    r"""Normalises the last axis; with a scale and a shift for each sample, adaptively.
 
-    .. math:: y = \frac{x - \mu}{\sqrt{\sigma^2 + \epsilon}}\, w + b
+    .. math:: y = \left(\frac{x - \mu}{\sqrt{\sigma^2 + \epsilon}}\, w + b\right) (1 + s_B) + t_B
 
     References:
         J. L. Ba, J. R. Kiros, G. E. Hinton, "Layer Normalization", 2016, https://arxiv.org/abs/1607.06450
+        W. Peebles, S. Xie, "Scalable Diffusion Models with Transformers", 2022,
+        https://arxiv.org/abs/2212.09748 (adaLN-Zero: s and t come from the time and the class)
 
     Args:
-        x: (..., D) floating.
+        x: (..., D) floating; (B, ..., D) with scale or shift.
         weight, bias: (D,) in x's dtype, or None for 1 and 0.
         eps: added to the variance, >= 0.
+        scale, shift: s and t, (B, D) or (B, 1, ..., D) in x's dtype, or None for 0; they may be cut out of a
+            wider tensor.
+        dtype: the result's, floating; None for x's. bfloat16 from float32 is what a product in bfloat16
+            takes next.
 
     Returns:
-        Tensor of x's shape and dtype.
+        Tensor of x's shape, in `dtype`.
 
-    Precision: statistics about a shift, in float32 blocks joined in float64; rounded once.
+    Precision: statistics about a shift, in float32 blocks joined in float64; w (1 + s) and b (1 + s) + t in
+        float32; rounded once.
 
     Raises:
-        TypeError: x isn't floating, or weight or bias has another dtype.
+        TypeError: x or `dtype` isn't floating, or another argument has another dtype than x.
         ValueError: wrong shapes, an empty last axis, negative eps.
     """
-    return F.layer_norm(x, x.shape[-1:], weight, bias, eps)
+    y = F.layer_norm(x, x.shape[-1:], weight, bias, eps)
+    if scale is not None:
+        y = y * (1 + scale.reshape(_broadcast_shape(x)))
+    if shift is not None:
+        y = y + shift.reshape(_broadcast_shape(x))
+    return y.to(dtype or x.dtype)
 
 
-@op(check=_check_rms_norm, samples=_samples_rms_norm, dtypes=checks.FLOATS, facts=_no_facts, cost=_traffic)
-def rms_norm(x: Tensor, weight: Tensor | None = None, *, eps: float = 1e-6) -> Tensor:
+@op(check=_check_rms_norm, samples=_samples_rms_norm, dtypes=checks.FLOATS, facts=_facts, cost=_traffic)
+def rms_norm(
+    x: Tensor, weight: Tensor | None = None, *, eps: float = 1e-6, dtype: torch.dtype | None = None
+) -> Tensor:
     r"""Divides the last axis by its root mean square.
 
     .. math:: y = \frac{x}{\sqrt{\operatorname{mean}(x^2) + \epsilon}}\, w
@@ -271,18 +365,19 @@ def rms_norm(x: Tensor, weight: Tensor | None = None, *, eps: float = 1e-6) -> T
         x: (..., D) floating.
         weight: (D,) in x's dtype, or None for 1.
         eps: added to the mean square, >= 0.
+        dtype: the result's, floating; None for x's.
 
     Returns:
-        Tensor of x's shape and dtype.
+        Tensor of x's shape, in `dtype`.
 
     Precision: computed in float32, rounded once.
 
     Raises:
-        TypeError: x isn't floating, or weight has another dtype.
+        TypeError: x or `dtype` isn't floating, or weight has another dtype than x.
         ValueError: wrong shapes, an empty last axis, negative eps.
     """
     wide = x.float() if x.dtype == torch.bfloat16 else x
     y = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
     if weight is not None:
         y = y * weight.to(y.dtype)
-    return y.to(x.dtype)
+    return y.to(dtype or x.dtype)

@@ -205,20 +205,22 @@ struct GroupNormArgs {
   float* workspace;  // group_norm_workspace() of them
   int64_t batch, channels, inner, groups;
   bool channels_last, silu;
-  DType dtype;
+  DType dtype, out_dtype;  // out_dtype: dtype, or bfloat16
   float eps;
   int threads;
 };
 
-// layer_norm: the same over each of `rows` contiguous rows of `width` elements; rms_norm: without mean and
-// bias.
+// layer_norm: the same over each of `rows` contiguous rows of `width` elements, then * (1 + scale) + shift
+// with one of each for every `rows_per_sample` rows; rms_norm: without mean, bias, scale and shift.
 struct LayerNormArgs {
   const void* x;
   const void* weight;  // (width); may be null
   const void* bias;    // (width); may be null
+  const void* scale;   // (samples, width) with scale_stride; may be null
+  const void* shift;   // (samples, width) with shift_stride; may be null
   void* out;
-  int64_t rows, width;
-  DType dtype;
+  int64_t rows, width, rows_per_sample, scale_stride, shift_stride;
+  DType dtype, out_dtype;  // out_dtype: dtype, or bfloat16
   float eps;
   int threads;
 };

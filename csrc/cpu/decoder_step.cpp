@@ -135,7 +135,10 @@ struct Step {
   float* scores = inside + a.rows * a.up_width;
 
   void norm(const float* weight, const float* bias) const {
-    const LayerNormArgs args{a.x, weight, bias, normed, a.rows, width, DType::kFloat32, a.eps, a.threads};
+    LayerNormArgs args{};
+    args.x = a.x, args.weight = weight, args.bias = bias, args.out = normed;
+    args.rows = args.rows_per_sample = a.rows, args.width = width;
+    args.eps = a.eps, args.threads = a.threads;
     bias ? layer_norm(args) : rms_norm(args);
   }
 

@@ -34,13 +34,44 @@ AIGC_INLINE void store_pair(float* p, Pair v) {
   store(p + kLanes, v.b);
 }
 
-// To nearest even. No test for NaN, as `store` has: one that came from a bfloat16 or from an invalid
-// operation has only zeros below bit 16, so rounding can't carry it away.
-AIGC_INLINE void store_pair(uint16_t* p, Pair v) {
-  const UVec a(v.a), b(v.b);
-  const UVec even = a + 0x7fffu + ((a >> 16) & 1u), odd = b + 0x7fffu + ((b >> 16) & 1u);
-  store_bits(p, (even >> 16) | (odd & 0xffff0000u));
+// Sixteen and then sixteen elements (`store_in_order`), or as loaded from bfloat16 (`store_pair`). Rounded to
+// nearest even; what is smaller than the smallest normal number becomes a zero, because AVX512_BF16 does
+// so. That instruction takes 1.3 vector operations for 16 elements, the others 6; without it silu of a group
+// norm took a third longer.
+#if defined(__AVX512BF16__)
+AIGC_INLINE void store_in_order(uint16_t* p, Pair v) {
+  _mm512_storeu_si512(p, (__m512i)_mm512_cvtne2ps_pbh(v.b.part[0], v.a.part[0]));
 }
+
+AIGC_INLINE void store_pair(uint16_t* p, Pair v) {
+  alignas(64) static constexpr uint16_t kInterleave[kPair] = {0,  16, 1,  17, 2,  18, 3,  19, 4,  20, 5,
+                                                              21, 6,  22, 7,  23, 8,  24, 9,  25, 10, 26,
+                                                              11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+  const __m512i halves = (__m512i)_mm512_cvtne2ps_pbh(v.b.part[0], v.a.part[0]);
+  _mm512_storeu_si512(p, _mm512_permutexvar_epi16(_mm512_load_si512(kInterleave), halves));
+}
+#else
+AIGC_INLINE UVec flushed(Vec v, UVec rounded) {
+  const UVec bits(v);
+  return select((bits & 0x7f800000u) == UVec{}, bits & 0x80000000u, rounded);
+}
+
+AIGC_INLINE void store_in_order(uint16_t* p, Pair v) {
+  store_high(p, flushed(v.a, round_bf16(v.a)));
+  store_high(p + kLanes, flushed(v.b, round_bf16(v.b)));
+}
+
+// No test for NaN, as `store` has: one that came from a bfloat16 or from an invalid operation has only zeros
+// below bit 16, so rounding can't carry it away.
+AIGC_INLINE UVec rounded_up(Vec v) {
+  const UVec bits(v);
+  return flushed(v, bits + 0x7fffu + ((bits >> 16) & 1u));
+}
+
+AIGC_INLINE void store_pair(uint16_t* p, Pair v) {
+  store_bits(p, (rounded_up(v.a) >> 16) | (rounded_up(v.b) & 0xffff0000u));
+}
+#endif
 
 // The first n < 32 elements; missing ones read as zero.
 template <class T>
