@@ -62,6 +62,24 @@ BAD = [
     (layer_norm, (ROWS, torch.ones(5)), {}, ValueError, r"layer_norm: weight shape \(5,\), expected \(6,\)"),
     (layer_norm, (ROWS, None, torch.ones(6).double()), {}, TypeError, "layer_norm: bias torch.float64"),
     (layer_norm, (ROWS,), {"eps": math.inf}, ValueError, "layer_norm: eps inf"),
+    (layer_norm, (ROWS,), {"scale": torch.ones(6)}, ValueError, r"scale shape \(6,\), expected \(2, 6\)"),
+    (layer_norm, (X,), {"shift": torch.ones(2, 6, 4)}, ValueError, r"expected \(2, 4\) or \(2, 1, 4\)"),
+    (layer_norm, (ROWS,), {"shift": ROWS.double()}, TypeError, "layer_norm: shift torch.float64"),
+    (layer_norm, (torch.ones(6),), {"scale": ROWS}, ValueError, "layer_norm: x has 1 dimensions"),
+    (
+        layer_norm,
+        (ROWS,),
+        {"dtype": torch.int32},
+        TypeError,
+        "layer_norm: dtype torch.int32, expected a floating",
+    ),
+    (
+        group_norm,
+        (X, 2),
+        {"dtype": "bfloat16"},
+        TypeError,
+        "group_norm: dtype 'bfloat16', expected a torch.dtype",
+    ),
     (rms_norm, (ROWS.long(),), {}, TypeError, "rms_norm: x torch.int64, expected a floating dtype"),
     (rms_norm, (ROWS, torch.ones(2, 6)), {}, ValueError, r"rms_norm: weight shape \(2, 6\), expected \(6,\)"),
     (geglu, (torch.ones(2, 5),), {}, ValueError, r"geglu: x shape \(2, 5\), expected an even last axis"),
@@ -153,6 +171,38 @@ def test_a_nan_stays_in_its_row(op: Callable) -> None:
     assert torch.equal(got[[0, 1, 3, 4]], clean[[0, 1, 3, 4]])
 
 
+@pytest.mark.parametrize("op", [group_norm, group_norm_silu, layer_norm, rms_norm], ids=lambda op: op.name)
+def test_a_bfloat16_result_is_the_float32_one_rounded(op: Callable) -> None:
+    groups = (2,) if op in (group_norm, group_norm_silu) else ()
+    for shape in ((3, 6, 5, 9), (2, 40, 8, 3), (2, 64, 4, 32)):
+        for layout in LAYOUTS:
+            x = randn(*shape).contiguous(memory_format=layout)
+            got, wide = op(x, *groups, dtype=torch.bfloat16), op(x, *groups)
+            assert got.dtype == torch.bfloat16 and got.stride() == wide.stride()
+            # 0.5 eps of a rounding, and silu's cheaper polynomial where the result is bfloat16.
+            bound = 0.55 * torch.finfo(torch.bfloat16).eps
+            assert ((got.float() - wide).abs() <= bound * wide.abs() + 1e-6).all()
+
+
+def test_other_results_run_on_the_reference() -> None:
+    with use_backend("auto"):
+        assert layer_norm.explain(ROWS.bfloat16(), dtype=torch.float32).runs == "reference"
+        assert rms_norm.explain(ROWS, dtype=torch.bfloat16).runs == "native"
+        assert group_norm(X, 2, dtype=torch.float16).dtype == torch.float16
+
+
+def test_the_smallest_results_are_the_same_on_every_level() -> None:
+    """Smaller than the smallest normal number: zeros, also where no instruction makes them so."""
+    x = torch.tensor([[1.0, -1.0]]).repeat(20, 40).bfloat16()
+    weight = torch.logspace(-39, -36, 80, base=10).bfloat16()
+    results = []
+    for level in LEVELS:
+        with native.force_isa(level):
+            results.append(rms_norm(x, weight))
+    assert all(torch.equal(results[0], other) for other in results[1:])
+    assert ((results[0] == 0) | (results[0].abs() >= torch.finfo(torch.float32).tiny)).all()
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_silu_far_out(dtype: torch.dtype) -> None:
     """To both sides of where e^x over- or underflows: v above, zero below, the same bits on every level."""
@@ -241,7 +291,7 @@ def test_group_norm_writes_its_output_and_no_more(channels: int, dtype: torch.dt
         alive, address = surrounded_by_nan(x)
         with native.force_isa(level):
             _native.group_norm(
-                address, 0, 0, out.address(), workspace.address(), *layout, True, code, 1e-5, 2
+                address, 0, 0, out.address(), workspace.address(), *layout, True, code, code, 1e-5, 2
             )
         assert alive is not None and out.is_whole() and workspace.is_whole()
         image = x[:, :, None].permute(0, 3, 1, 2) if channels_last else x[..., None]
@@ -257,8 +307,8 @@ def test_rows_are_written_and_no_more(dtype: torch.dtype, level: str) -> None:
         x = randn(3, 2 * width).to(dtype)
         alive, address = surrounded_by_nan(x)
         calls = {
-            "layer_norm": (2 * width, layer_norm, (0, 0), (3, 2 * width, code, 1e-5, 2)),
-            "rms_norm": (2 * width, rms_norm, (0, 0), (3, 2 * width, code, 1e-6, 2)),
+            "layer_norm": (2 * width, layer_norm, (0, 0), (3, 2 * width, code, code, 1e-5, 2, ())),
+            "rms_norm": (2 * width, rms_norm, (0, 0), (3, 2 * width, code, code, 1e-6, 2, ())),
             "glu": (width, swiglu, (), (3, width, code, 3, True, 2)),
         }
         for name, (columns, op, vectors, sizes) in calls.items():

@@ -329,50 +329,6 @@ AIGC_INLINE float sum(Vec v) {
 }
 #endif
 
-#if !defined(__AVX512F__)
-// The largest integer not above x; |x| < 2^22.
-AIGC_INLINE Vec vfloor(Vec x) {
-#if defined(__AVX2__)
-  for (auto& part : x.part) part = _mm256_floor_ps(part);
-  return x;
-#else
-  const Vec nearest = (x + 12582912.0f) - 12582912.0f;  // 1.5 * 2^23 rounds to an integer
-  return select(nearest > x, nearest - 1.0f, nearest);
-#endif
-}
-#endif
-
-// t = n + f, n an integer and f in [0, 1], for 2^t = 2^n 2^f; infinite from 128 on. Below 2^-124 `scaled`
-// gives zero on some levels and up to that on others: 1 + 2^t has the same bits.
-class BinaryExponent {
- public:
-#if defined(__AVX512F__)
-  AIGC_MEMBER explicit BinaryExponent(Vec t) : t_(t) {}
-  AIGC_MEMBER Vec fraction() const {
-    Vec f = t_;
-    f.part[0] = _mm512_reduce_ps(f.part[0], _MM_FROUND_TO_NEG_INF);  // t - floor(t)
-    return f;
-  }
-  // p 2^n for p of a magnitude in [1, 4).
-  AIGC_MEMBER Vec scaled(Vec p) const {
-    p.part[0] = _mm512_scalef_ps(p.part[0], t_.part[0]);  // takes the floor itself
-    return p;
-  }
-
- private:
-  Vec t_;
-#else
-  AIGC_MEMBER explicit BinaryExponent(Vec t)
-      : t_(vmin(splat(128.0f), vmax(splat(-124.0f), t))), floor_(vfloor(t_)) {}
-  AIGC_MEMBER Vec fraction() const { return t_ - floor_; }
-  // In two steps, since 2^128 overflows where p 2^126 doesn't. 1.5 * 2^23 + n has n in its low bits.
-  AIGC_MEMBER Vec scaled(Vec p) const { return Vec(UVec(p) + (UVec(floor_ + 12582910.0f) << 23)) * 4.0f; }
-
- private:
-  Vec t_, floor_;
-#endif
-};
-
 // e^x by 2^n p(r), r = x - n ln 2 in [-ln2/2, ln2/2], p the degree-6 Taylor-like minimax polynomial (Cephes
 // expf). At most 2 ULP on [-87.3, 88.3]; below it gives the smallest normal times p, above it saturates near
 // FLT_MAX.
