@@ -61,7 +61,11 @@ class Explanation:
 
 
 class Op:
-    """An operation: signature, docstring, validation, reference and samples in one object."""
+    """An operation: signature, docstring, validation, reference and samples in one object.
+
+    For benchmarks: `cost` gives (operations, bytes), `peer` is PyTorch's fastest way to the same (else the
+    reference), and `arithmetic` is what its products are in (else the leading tensor's dtype).
+    """
 
     def __init__(
         self,
@@ -71,6 +75,8 @@ class Op:
         samples: Callable[[torch.dtype, str], Iterable[Sample]],
         facts: Callable[..., Mapping[str, Any]] | None = None,
         cost: Callable[..., tuple[float, float]] | None = None,
+        peer: Callable[..., Any] | None = None,
+        arithmetic: torch.dtype | None = None,
         dtypes: frozenset[torch.dtype],
         exact: bool = False,
         tiled: bool = False,
@@ -90,6 +96,8 @@ class Op:
         self.samples = samples
         self.facts = facts
         self.cost = cost
+        self.peer = reference if peer is None else peer
+        self.arithmetic = arithmetic
         self.dtypes = dtypes
         self.exact, self.slack, self.because = exact, slack, because
         self.tiled = tiled  # made of products whose order of sums is the ISA level's own

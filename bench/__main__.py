@@ -15,7 +15,7 @@ from bench.case import Case
 from bench.groups import GROUPS, cases_of
 from bench.record import HEADINGS, RESULTS, Record, Row, cells, find, run
 
-NOT_SHOWN = ("paired", "max abs error", "GB/s", "against")
+NOT_SHOWN = ("paired", "max abs error", "against")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -42,6 +42,8 @@ def main(arguments: list[str] | None = None) -> int:
 
     record = run(options.group, chosen, report=report)
     console.print(_table(options.group, record))
+    for family, ratio in record.geomeans.items():
+        console.print(f"{family}: geometric mean {ratio:.2f}x", highlight=False)
     if options.save:
         for path in record.save():
             console.print(f"wrote {path}", highlight=False, soft_wrap=True)

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 
 @dataclass(frozen=True)
 class Work:
@@ -15,6 +17,8 @@ class Work:
         ours, theirs: do the job once; what they return is ignored by the timing.
         verify: compares both results, raises when they differ too much, returns the max absolute difference.
         flops, bytes: of one call, by the definition of the job; 0 where that says nothing.
+        arithmetic: what its products are in; None is float32.
+        reads: it hardly writes, so that reading bounds it and not copying.
         items, unit: what one call makes, for example 64 images.
     """
 
@@ -23,6 +27,8 @@ class Work:
     verify: Callable[[], float]
     flops: float = 0.0
     bytes: float = 0.0
+    arithmetic: torch.dtype | None = None
+    reads: bool = False
     items: float = 0.0
     unit: str = ""
 
@@ -37,6 +43,7 @@ class Case:
         against: what `theirs` is, for the table.
         target: the ratio that the project promises, or None.
         seconds: how long to time it.
+        family: what a geometric mean is taken over, for example an op in a dtype; "" is none.
     """
 
     group: str
@@ -45,6 +52,7 @@ class Case:
     build: Callable[[], Work]
     target: float | None = None
     seconds: float = 4.0
+    family: str = ""
 
 
 class Mismatch(AssertionError):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Callable, Iterable, Sequence
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,17 +15,18 @@ import torch
 from aigc_engine.zoo.files import replacing
 from bench import machine
 from bench.case import Case, Mismatch
-from bench.measure import Ceilings, ceilings, copy_of, paired
+from bench.measure import Ceilings, bound_of, ceilings, loop_like, paired
 
 RESULTS = Path(__file__).parent / "results"
 
 
 @dataclass(frozen=True)
 class Row:
-    """One measured case; times in us, rates per s, `percent` of the speed of a copy of as many bytes."""
+    """One measured case; times in us, rates per s, `percent` of the speed of `bound`'s loop on as much."""
 
     group: str
     name: str
+    family: str
     against: str
     ours_us: float
     theirs_us: float
@@ -34,9 +36,10 @@ class Row:
     max_abs_error: float
     rounds: int
     calls: int
-    gbps: float | None
-    percent: float | None
     gflops: float | None
+    gbps: float | None
+    bound: str | None
+    percent: float | None
     ours_rate: float | None
     theirs_rate: float | None
     unit: str
@@ -46,8 +49,8 @@ class Row:
         return None if self.target is None else self.ratio >= self.target
 
 
-def measure(case: Case) -> Row:
-    """Builds, verifies and then times one case.
+def measure(case: Case, limits: Ceilings) -> Row:
+    """Builds, verifies and then times one case, beside the loop that bounds it.
 
     Raises:
         Mismatch: both sides don't do the same job.
@@ -55,13 +58,15 @@ def measure(case: Case) -> Row:
     with torch.no_grad():
         work = case.build()
         error = work.verify()
-        ceiling = copy_of(work.bytes) if work.bytes else None
+        bound = bound_of(work, limits)
+        ceiling = loop_like(work, bound) if bound else None
         timing = paired(work.ours, work.theirs, ceiling=ceiling, seconds=case.seconds)
     ours = timing.our_median
     share = timing.share_of_ceiling
     return Row(
         group=case.group,
         name=case.name,
+        family=case.family,
         against=case.against,
         ours_us=timing.our_median * 1e6,
         theirs_us=timing.their_median * 1e6,
@@ -71,9 +76,10 @@ def measure(case: Case) -> Row:
         max_abs_error=error,
         rounds=len(timing.ours),
         calls=timing.calls,
-        gbps=work.bytes / ours / 1e9 if work.bytes else None,
-        percent=share * 100 if share else None,
         gflops=work.flops / ours / 1e9 if work.flops else None,
+        gbps=work.bytes / ours / 1e9 if work.bytes else None,
+        bound=bound,
+        percent=share * 100 if share else None,
         ours_rate=work.items / ours if work.items else None,
         theirs_rate=work.items / timing.their_median if work.items else None,
         unit=work.unit,
@@ -92,38 +98,55 @@ class Record:
     rows: tuple[Row, ...]
     failures: tuple[str, ...]
 
+    @property
+    def geomeans(self) -> dict[str, float]:
+        """Of the ratios of each family, in the order of the rows."""
+        ratios: dict[str, list[float]] = {}
+        for row in self.rows:
+            if row.family:
+                ratios.setdefault(row.family, []).append(row.ratio)
+        return {family: statistics.geometric_mean(found) for family, found in ratios.items()}
+
     def save(self, folder: Path = RESULTS) -> list[Path]:
         """Writes <date>-<what>.json and .md, and returns their paths."""
         folder.mkdir(parents=True, exist_ok=True)
         paths = []
         for suffix, text in ((".json", self.as_json()), (".md", self.as_markdown())):
-            path = folder / f"{self.date}-{self.what}{suffix}"
+            path = self.path(suffix, folder)
             with replacing(path) as temporary:
                 temporary.write_text(text)
             paths.append(path)
         return paths
 
+    def path(self, suffix: str, folder: Path = RESULTS) -> Path:
+        return folder / f"{self.date}-{self.what}{suffix}"
+
     def as_json(self) -> str:
-        return json.dumps(asdict(self), indent=1) + "\n"
+        return json.dumps({**asdict(self), "geomeans": self.geomeans}, indent=1) + "\n"
 
     def as_markdown(self) -> str:
         m, (before, after) = self.machine, self.load
         versions = ", ".join(f"{name} {version}" for name, version in m["versions"].items())
-        gflops = self.ceilings.gflops
-        copies = ", ".join(f"{size / 2**20:g} MiB {rate:.1f}" for size, rate in self.ceilings.copy.items())
+        limits = self.ceilings
+        loops = ", ".join(f"{name} {speed:.0f}" for name, speed in limits.compute.items())
         lines = [
             f"# {self.what}, {self.date}",
             "",
             f"- {m['cpu']} ({m['arch']}), {m['cpus']} CPUs; native ISA {m['isa']}, torch {m['torch_isa']}",
             f"- threads: native {m['native_threads']}, torch {m['torch_threads']}; load {before} to {after}",
             f"- {versions}, Python {m['python']}, commit {m['commit']}",
-            f"- ceilings in this run: copy GB/s at {copies}; float32 matmul {gflops:.0f} GFLOP/s",
+            f"- ceilings in this run, GFLOP/s: {loops}; torch's float32 matmul {limits.matmul:.0f}",
+            f"- GB/s of a copy: {_by_size(limits.copy)}",
+            f"- GB/s of reading: {_by_size(limits.read)}",
             f"- reproduce: `aigc-engine bench {self.what} --save`",
             "",
             "| " + " | ".join(HEADINGS) + " |",
             "|---|---|" + "---:|" * (len(HEADINGS) - 2),
             *("| " + " | ".join(cells(row)) + " |" for row in self.rows),
         ]
+        if self.geomeans:
+            lines += ["", "Geometric means of the ratios:", "", "| family | ratio |", "|---|---:|"]
+            lines += [f"| {family} | {ratio:.2f}x |" for family, ratio in self.geomeans.items()]
         if self.failures:
             lines += ["", "Not timed:", "", *(f"- {failure}" for failure in self.failures)]
         return "\n".join(lines) + "\n"
@@ -137,8 +160,9 @@ HEADINGS = (
     "ratio",
     "paired",
     "target",
+    "GFLOP/s",
     "GB/s",
-    "of copy",
+    "of ceiling",
     "max abs error",
 )
 
@@ -154,10 +178,15 @@ def cells(row: Row) -> list[str]:
         f"{row.ratio:.2f}x",
         f"{row.paired_ratio:.2f}x",
         target,
+        "" if row.gflops is None else f"{row.gflops:.1f}",
         "" if row.gbps is None else f"{row.gbps:.1f}",
-        "" if row.percent is None else f"{row.percent:.0f} %",
+        "" if row.percent is None else f"{row.percent:.0f} % {row.bound}",
         f"{row.max_abs_error:.1e}" if row.max_abs_error else "0",
     ]
+
+
+def _by_size(rates: Mapping[int, float]) -> str:
+    return ", ".join(f"{size / 2**20:g} MiB {rate:.1f}" for size, rate in rates.items())
 
 
 def _side(microseconds: float, rate: float | None, unit: str) -> str:
@@ -179,7 +208,7 @@ def run(what: str, cases: Iterable[Case], *, report: Callable[[Case, Row | str],
     failures: list[str] = []
     for case in cases:
         try:
-            row = measure(case)
+            row = measure(case, limits)
         except Mismatch as error:
             failures.append(str(error))
             report(case, str(error))

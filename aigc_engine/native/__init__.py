@@ -16,6 +16,8 @@ from aigc_engine import capability
 
 DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1}
 FRESH_BYTES = 32 << 20  # glibc takes larger blocks from the system, page by page, and never keeps them
+# csrc/cpu/args.h: enum class CeilingLoop
+CEILING_LOOPS = ("read", "fma_float32", "dot_bfloat16", "dot_int8", "tile_bfloat16", "tile_int8")
 CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 _threads: ContextVar[int | None] = ContextVar("aigc_engine_threads", default=None)
 
@@ -91,6 +93,17 @@ def use_threads(count: int) -> Iterator[None]:
         yield
     finally:
         _threads.reset(token)
+
+
+def ceiling(loop: str, rounds: int, data: torch.Tensor | None = None) -> float:
+    """Runs `rounds` of a loop that only computes, in registers, or only reads `data`, on each thread.
+
+    Returns:
+        Operations done (a product and its addition are two) or bytes read, by all threads together; 0 where
+        the ISA level has no such instruction.
+    """
+    address, size = (0, 0) if data is None else (data.data_ptr(), data.numel() * data.element_size())
+    return _native.ceiling(CEILING_LOOPS.index(loop), address, size, rounds, threads())
 
 
 def dense(x: torch.Tensor) -> tuple[torch.Tensor, bool]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from aigc_engine.dispatch import op
@@ -90,7 +91,27 @@ WORKLOADS = {
     "flux": (1, 24, 1024, 1024, 64),
     "llama_prompt": (1, 12, 2048, 2048, 128),
 }
-CAUSAL = {"llama_prompt"}
+
+
+def _scaled_dot_product_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    mask: Tensor | None = None,
+    causal: bool = False,
+    scale: float | None = None,
+) -> Tensor:
+    if mask is not None and _is_key_padding(mask, q, k):
+        mask = mask[:, None, None, :]
+    if mask is not None and causal:  # PyTorch takes one or the other
+        before = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
+        mask = mask & before if mask.dtype == torch.bool else mask.masked_fill(~before, -math.inf)
+        causal = False
+    grouped = k.shape[1] != q.shape[1]
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=grouped
+    )
 
 
 def _samples(dtype: torch.dtype, device: str) -> Iterator[Sample]:
@@ -140,10 +161,18 @@ def _samples(dtype: torch.dtype, device: str) -> Iterator[Sample]:
     whole = torch.randint(-8, 9, (1, 2, 64, 24), generator=g).to(device, dtype)
     yield Sample("integers", (torch.zeros_like(whole), whole, whole), exact=True)  # the mean of 64
     for name, shape in WORKLOADS.items():
-        yield Sample(name, qkv(*shape), {"causal": name in CAUSAL}, bench=True)
+        yield Sample(name, qkv(*shape), bench=True)
 
 
-@op(check=_check_attention, samples=_samples, dtypes=DTYPES, facts=_facts, cost=_cost, tiled=True)
+@op(
+    check=_check_attention,
+    samples=_samples,
+    dtypes=DTYPES,
+    facts=_facts,
+    cost=_cost,
+    tiled=True,
+    peer=_scaled_dot_product_attention,
+)
 def attention(
     q: Tensor,
     k: Tensor,

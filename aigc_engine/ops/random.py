@@ -170,6 +170,7 @@ def _samples_philox_normal(dtype: torch.dtype, device: str) -> Iterator[Sample]:
         60.0 * len(seeds) * math.prod(shape),
         4.0 * len(seeds) * math.prod(shape),
     ),
+    arithmetic=torch.float32,
     exact=True,
 )
 def philox_normal(

@@ -14,6 +14,7 @@ inline void* out(uintptr_t address) { return reinterpret_cast<void*>(address); }
 
 void bind_activation(py::module_& m);
 void bind_attention(py::module_& m);
+void bind_ceiling(py::module_& m);
 void bind_conv(py::module_& m);
 void bind_diffusion(py::module_& m);
 void bind_linear(py::module_& m);

@@ -39,6 +39,7 @@ PYBIND11_MODULE(_native, m) {
 #endif
   aigc::bind_activation(m);
   aigc::bind_attention(m);
+  aigc::bind_ceiling(m);
   aigc::bind_conv(m);
   aigc::bind_diffusion(m);
   aigc::bind_linear(m);

@@ -112,6 +112,18 @@ struct AttentionArgs {
   int threads;
 };
 
+// What a benchmark is held against: `rounds` of a loop that does nothing else, on each of `threads`.
+enum class CeilingLoop : int32_t { kRead, kFma, kDotBf16, kDotInt8, kTileBf16, kTileInt8 };
+
+struct CeilingArgs {
+  CeilingLoop loop;
+  const void* data;  // kRead: what is read
+  int64_t bytes;     // of it
+  int64_t rounds;
+  double* done;  // operations (products and additions) or bytes; 0 where the level lacks the loop
+  int threads;
+};
+
 // A setting with one value for all rows, or one for each.
 template <class T>
 struct PerRow {

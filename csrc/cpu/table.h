@@ -7,6 +7,7 @@
 // Made of matrix products: compiled for every ISA level.
 #define AIGC_TILED_KERNELS(X) \
   X(attention, AttentionArgs) \
+  X(ceiling, CeilingArgs)     \
   X(conv, ConvArgs)           \
   X(linear, LinearArgs)       \
   X(pack_weight, PackWeightArgs)

@@ -1,0 +1,173 @@
+"""The benchmarks' own arithmetic: ceilings, what bounds a case, peers and records."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from aigc_engine import native
+from aigc_engine.dispatch import Op
+from aigc_engine.testing import parity_failure, pieces, to_float64
+from bench import bench_ops, record
+from bench.case import Case, Mismatch, Work
+from bench.measure import Ceilings, bound_of, loop_like
+from tests.conftest import ALL_OPS
+
+LIMITS = Ceilings(
+    copy={2**17: 60.0, 2**28: 30.0},
+    read={2**15: 600.0, 2**20: 300.0, 2**24: 100.0, 2**28: 40.0},
+    compute={"fma_float32": 200.0, "dot_bfloat16": 400.0, "tile_bfloat16": 1600.0, "dot_int8": 800.0},
+    matmul=180.0,
+)
+DATA = torch.ones(3000)
+
+
+def nothing() -> float:
+    return 0.0
+
+
+def work(**job: Any) -> Work:
+    return Work(nothing, nothing, nothing, **job)
+
+
+@pytest.mark.parametrize("loop", native.CEILING_LOOPS)
+def test_native_loops_count_what_they_do(loop: str, isa_level: str) -> None:
+    with native.use_threads(1):
+        one = native.ceiling(loop, 1, DATA)
+        assert native.ceiling(loop, 7, DATA) == 7 * one
+    if loop == "read":
+        assert one == DATA.nbytes // 64 * 64
+        return
+    has = {"fma": True, "dot": isa_level in ("avx512_bf16", "amx"), "tile": isa_level == "amx"}
+    assert (one > 0) == has[loop.split("_")[0]]
+    with native.use_threads(3):
+        assert native.ceiling(loop, 5) == 15 * one
+
+
+def test_fastest_loop_of_a_dtype() -> None:
+    assert LIMITS.loop(torch.bfloat16) == "tile_bfloat16"
+    assert LIMITS.loop(torch.int8) == "dot_int8"
+    for other in (torch.float32, torch.float16, torch.int64, None):
+        assert LIMITS.loop(other) == "fma_float32"
+
+
+@pytest.mark.parametrize(
+    ("job", "bound"),
+    [
+        ({"bytes": 1e8}, "copy"),
+        ({"bytes": 1e8, "reads": True}, "read"),
+        ({"flops": 1e9}, None),
+        ({"flops": 6e8, "bytes": 1e8}, "copy"),  # 3 ms of arithmetic, 3.3 ms of a copy
+        ({"flops": 7e8, "bytes": 1e8}, "fma_float32"),
+        ({"flops": 7e8, "bytes": 1e8, "arithmetic": torch.bfloat16}, "copy"),
+        ({"flops": 7e9, "bytes": 1e8, "arithmetic": torch.bfloat16}, "tile_bfloat16"),
+        ({"flops": 4e5, "bytes": 1e5}, "fma_float32"),  # caches copy faster
+        ({"flops": 3e5, "bytes": 1e5}, "copy"),
+    ],
+)
+def test_a_case_is_held_against_what_bounds_it(job: dict[str, Any], bound: str | None) -> None:
+    assert bound_of(work(**job), LIMITS) == bound
+
+
+def test_loop_like_does_as_much_work() -> None:
+    assert loop_like(work(bytes=6400), "read")() == 6400
+    done = loop_like(work(flops=1e7), "fma_float32")()
+    assert abs(done - 1e7) < 0.01 * 1e7
+    assert loop_like(work(bytes=8000), "copy")().nbytes == 4000
+
+
+@pytest.mark.parametrize("op", [op for op in ALL_OPS if op.peer is not op.reference], ids=lambda op: op.name)
+def test_peer_does_the_same(op: Op) -> None:
+    for dtype in sorted(op.dtypes, key=str):
+        for sample in op.samples(dtype, "cpu"):
+            if sample.bench:
+                continue
+            theirs = pieces(op.peer(*sample.args, **sample.kwargs))
+            reference = pieces(op.reference(*sample.args, **sample.kwargs))
+            truth = pieces(op.reference(*to_float64(sample.args), **to_float64(dict(sample.kwargs))))
+            for each in zip(theirs, reference, truth, strict=True):
+                assert parity_failure(*each, slack=op.slack) is None, f"{dtype} {sample.name}"
+
+
+def test_attention_is_timed_against_the_fused_op() -> None:
+    attention = next(op for op in ALL_OPS if op.name == "attention")
+    (case, *_) = bench_ops._cases_of(attention, torch.float32)
+    assert case.against == "PyTorch scaled_dot_product_attention"
+    assert case.family == "attention-float32"
+
+
+def row(name: str, family: str, ratio: float, **changed: Any) -> record.Row:
+    """A row that took 100 us."""
+    facts: dict[str, Any] = {
+        "group": "ops",
+        "name": name,
+        "family": family,
+        "against": "PyTorch reference",
+        "ours_us": 100.0,
+        "theirs_us": 100.0 * ratio,
+        "ratio": ratio,
+        "paired_ratio": ratio,
+        "target": None,
+        "max_abs_error": 0.0,
+        "rounds": 5,
+        "calls": 1,
+        "gflops": 50.0,
+        "gbps": 25.0,
+        "bound": "copy",
+        "percent": 83.4,
+        "ours_rate": None,
+        "theirs_rate": None,
+        "unit": "",
+    }
+    return record.Row(**facts | changed)
+
+
+def record_of(*rows: record.Row) -> record.Record:
+    machine = record.machine.describe()
+    return record.Record("ops", "2020-02-20", machine, (0.1, 0.2), LIMITS, rows, ())
+
+
+def test_record_has_ceilings_shares_and_geometric_means(tmp_path: Path) -> None:
+    made = record_of(
+        row("geglu-float32-a", "geglu-float32", 2.0),
+        row("geglu-float32-b", "geglu-float32", 8.0, bound="fma_float32", percent=41.0),
+        row("ddim", "", 3.0, gflops=None, bound=None, percent=None),
+    )
+    assert made.geomeans == {"geglu-float32": pytest.approx(4.0)}
+    markdown = made.as_markdown()
+    assert "| 50.0 | 25.0 | 83 % copy |" in markdown
+    assert "41 % fma_float32" in markdown
+    assert "| geglu-float32 | 4.00x |" in markdown
+    assert "dot_bfloat16 400" in markdown and "256 MiB 40.0" in markdown
+    paths = made.save(tmp_path)
+    assert [path.name for path in paths] == ["2020-02-20-ops.json", "2020-02-20-ops.md"]
+    assert sorted(tmp_path.iterdir()) == sorted(paths)
+    data = json.loads(paths[0].read_text())
+    assert data["geomeans"] == made.geomeans
+    assert data["ceilings"]["compute"] == LIMITS.compute
+
+
+def test_cases_are_timed_beside_their_ceiling(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong() -> float:
+        raise Mismatch("b: differs; nothing was timed")
+
+    x = torch.ones(1000)
+    job = Work(lambda: x + 1, lambda: x + 1, nothing, flops=1e5, bytes=8e3)
+    cases = [
+        Case("ops", "a", "itself", lambda: job, seconds=0.0, family="add"),
+        Case("ops", "b", "itself", lambda: Work(nothing, nothing, wrong)),
+    ]
+    monkeypatch.setattr(record, "ceilings", lambda: LIMITS)
+    told: list[Any] = []
+    made = record.run("ops", cases, report=lambda case, result: told.append(result))
+    assert made.failures == ("b: differs; nothing was timed",)
+    assert told == [*made.rows, *made.failures]
+    (only,) = made.rows
+    assert only.bound == "fma_float32" and only.family == "add"
+    assert only.percent is not None and math.isfinite(only.percent) and only.percent > 0
+    assert only.gflops == pytest.approx(1e5 / only.ours_us / 1e3)
