@@ -1,10 +1,11 @@
-"""`python -m bench [GROUP] [--only WORDS] [--save]`: measures, prints and records."""
+"""`python -m bench [GROUP] [--only WORDS] [--save] [--plot]`: measures, prints and records."""
 
 from __future__ import annotations
 
 import argparse
 import signal
 import sys
+from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -13,17 +14,22 @@ from rich.table import Table
 from aigc_engine import native
 from bench.case import Case
 from bench.groups import GROUPS, cases_of
+from bench.plot import refusal, roofline
 from bench.record import HEADINGS, RESULTS, Record, Row, cells, find, run
 
 NOT_SHOWN = ("paired", "max abs error", "against")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Returns the exit status: 0, or 1 when a case's two sides disagreed, or 2 when nothing matched."""
+    """Returns the exit status: 0, or 1 when a case's two sides disagreed, or 2 when nothing could be done."""
     options = _parser().parse_args(arguments)
     console = Console(width=None if sys.stdout.isatty() else 140)
     if options.threads:
         torch.set_num_threads(options.threads)
+    picture = Path(options.plot) if options.plot else None
+    if options.plot is not None and (reason := refusal(picture)):
+        console.print(f"bench: --plot: {reason}", soft_wrap=True, markup=False)
+        return 2
     chosen = find(cases_of(options.group), options.only)
     if options.list:
         for case in chosen:
@@ -47,6 +53,13 @@ def main(arguments: list[str] | None = None) -> int:
     if options.save:
         for path in record.save():
             console.print(f"wrote {path}", highlight=False, soft_wrap=True)
+    if options.plot is not None:
+        try:
+            path = roofline(record, picture or record.path(".png"))
+            console.print(f"wrote {path}", highlight=False, soft_wrap=True)
+        except ValueError as error:
+            console.print(str(error), soft_wrap=True, markup=False)
+            return 2
     return 1 if record.failures else 0
 
 
@@ -68,6 +81,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--list", action="store_true", help="list the cases and stop")
     parser.add_argument("--threads", type=int, help="torch and native threads")
     parser.add_argument("--save", action="store_true", help=f"write a record to {RESULTS.name}/")
+    parser.add_argument(
+        "--plot",
+        nargs="?",
+        const="",
+        metavar="FILE",
+        help=f"draw a roofline of the cases; default {RESULTS.name}/<date>-<group>.png",
+    )
     return parser
 
 

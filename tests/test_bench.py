@@ -1,9 +1,11 @@
-"""The benchmarks' own arithmetic: ceilings, what bounds a case, peers and records."""
+"""The benchmarks' own arithmetic: ceilings, what bounds a case, peers, records and the roofline."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,11 @@ import pytest
 import torch
 
 from aigc_engine import native
+from aigc_engine.cli import bench as bench_command
 from aigc_engine.dispatch import Op
 from aigc_engine.testing import parity_failure, pieces, to_float64
-from bench import bench_ops, record
+from bench import __main__ as command
+from bench import bench_ops, plot, record
 from bench.case import Case, Mismatch, Work
 from bench.measure import Ceilings, bound_of, loop_like
 from tests.conftest import ALL_OPS
@@ -171,3 +175,50 @@ def test_cases_are_timed_beside_their_ceiling(monkeypatch: pytest.MonkeyPatch) -
     assert only.bound == "fma_float32" and only.family == "add"
     assert only.percent is not None and math.isfinite(only.percent) and only.percent > 0
     assert only.gflops == pytest.approx(1e5 / only.ours_us / 1e3)
+
+
+@pytest.mark.parametrize("suffix", plot.SUFFIXES)
+def test_roofline_is_written_whole(tmp_path: Path, suffix: str) -> None:
+    pytest.importorskip("matplotlib")
+    rows = [
+        row(f"linear-{kind}-{i}", f"linear-{kind}", 1.5, gflops=9.0 + i, gbps=1.0 + i % 3)
+        for kind in ("float32", "bfloat16", "int8")
+        for i in range(25)
+    ]
+    path = plot.roofline(record_of(*rows), tmp_path / "deep" / f"roof{suffix}")
+    starts = {".png": b"\x89PNG", ".svg": b"<?xml", ".pdf": b"%PDF"}
+    assert path.read_bytes().startswith(starts[suffix])
+    assert [file.name for file in path.parent.iterdir()] == [f"roof{suffix}"]
+
+
+def test_roofline_needs_operations_and_bytes(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    with pytest.raises(ValueError, match="no case of ops has both operations and bytes"):
+        plot.roofline(record_of(row("ddim", "", 3.0, gflops=None)), tmp_path / "roof.png")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_plot_is_refused_before_anything_is_timed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(command, "run", lambda *args, **kwargs: pytest.fail("it was timed"))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    assert command.main(["step", "--plot", "roof.txt"]) == 2
+    assert "'roof.txt' ends in '.txt', expected one of .png" in capsys.readouterr().out
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert command.main(["step", "--plot"]) == 2
+    assert "matplotlib isn't installed; pip install 'aigc_engine[bench]'" in capsys.readouterr().out
+
+
+def test_command_line_hands_the_picture_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    given: list[list[str]] = []
+
+    def ran(arguments: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+        given.append(arguments[3:])
+        return subprocess.CompletedProcess(arguments, 0)
+
+    monkeypatch.setattr(subprocess, "run", ran)
+    monkeypatch.chdir(tmp_path)
+    assert bench_command.run("ops", ["glu"], plot=True, save=True) == 0
+    assert bench_command.run("ops", [], out=Path("roof.png")) == 0
+    assert given == [["ops", "--save", "--plot", "--only", "glu"], ["ops", f"--plot={tmp_path / 'roof.png'}"]]

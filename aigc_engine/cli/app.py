@@ -185,6 +185,11 @@ def bench(
     list_: Annotated[bool, typer.Option("--list", help="List the cases.")] = False,
     threads: Annotated[int | None, typer.Option(help="Torch and native threads.")] = None,
     save: Annotated[bool, typer.Option(help="Write a record to bench/results.")] = False,
+    plot: Annotated[bool, typer.Option(help="Draw a roofline, also into bench/results.")] = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="The picture's file; implies --plot.")
+    ] = None,
 ) -> None:
     """Time the engine beside its peers, both in turn (needs the source checkout)."""
-    raise typer.Exit(bench_command.run(group, only or [], list_only=list_, threads=threads, save=save))
+    options: dict[str, Any] = {"list_only": list_, "threads": threads, "save": save, "plot": plot, "out": out}
+    raise typer.Exit(bench_command.run(group, only or [], **options))

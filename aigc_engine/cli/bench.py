@@ -11,7 +11,16 @@ import aigc_engine
 ROOT = Path(aigc_engine.__file__).resolve().parent.parent
 
 
-def run(group: str, only: list[str], *, list_only: bool, threads: int | None, save: bool) -> int:
+def run(
+    group: str,
+    only: list[str],
+    *,
+    list_only: bool = False,
+    threads: int | None = None,
+    save: bool = False,
+    plot: bool = False,
+    out: Path | None = None,
+) -> int:
     """Runs `python -m bench` and returns its exit status.
 
     Raises:
@@ -29,6 +38,10 @@ def run(group: str, only: list[str], *, list_only: bool, threads: int | None, sa
         arguments.append(f"--threads={threads}")
     if save:
         arguments.append("--save")
+    if out is not None:
+        arguments.append(f"--plot={out.resolve()}")
+    elif plot:
+        arguments.append("--plot")
     if only:
         arguments += ["--only", *only]
     return subprocess.run([sys.executable, "-m", "bench", *arguments], cwd=ROOT, check=False).returncode
