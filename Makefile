@@ -9,7 +9,7 @@ CXX_FILES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -
 # The environment's own cmake and ninja for every install: another cmake would build everything anew.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo test check fix bench clean
+.PHONY: demo test check fix bench sanitize clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.built
@@ -31,6 +31,20 @@ fix: $(VENV)/.built-dev
 
 bench: $(VENV)/.built-dev
 	$(BIN)/aigc-engine bench
+
+# In a copy of the package, from which the tests and their subprocesses import: the checkout's own module isn't touched.
+# Leaks are off, for Python and PyTorch keep what they once allocate; libstdc++ goes along so that exceptions are seen.
+SANITIZED := build/sanitized
+SANITIZED_TESTS := test_parity test_linear_update test_decode test_ops_norm test_ops_random test_thread_pool test_denoise_loop
+SANITIZED_ENV = LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0
+
+sanitize: $(VENV)/.built-dev
+	rm -rf $(SANITIZED)
+	AIGC_SANITIZE=address,undefined AIGC_CUDA=off $(BIN)/python setup.py -q build --build-base build/sanitized-base --build-lib $(SANITIZED)
+	cd $(SANITIZED) && export $(SANITIZED_ENV) && \
+	  $(abspath $(BIN))/python -c "import ctypes; from aigc_engine import _native; ctypes.CDLL(_native.__file__).__asan_init" && \
+	  timeout 900 $(abspath $(BIN))/python -m pytest -q -p no:cacheprovider --import-mode=append -c $(CURDIR)/pyproject.toml \
+	  $(SANITIZED_TESTS:%=$(CURDIR)/tests/%.py)
 
 clean:
 	rm -rf build dist out *.egg-info aigc_engine/_native*.so
