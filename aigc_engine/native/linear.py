@@ -11,12 +11,12 @@ from torch import Tensor
 from aigc_engine import _native
 from aigc_engine.native import DTYPE_CODES, on_huge_pages, threads
 from aigc_engine.native.activation import ACTIVATION_CODES
-from aigc_engine.ops.packed import PackedWeight
+from aigc_engine.ops.packed import PANEL, PackedWeight
 
 # csrc/cpu/args.h: enum class Product; and csrc/cpu/product.h: depth and bytes of a right tile
-PRODUCT_CODES = {"float32": 0, "bfloat16": 1, "split": 2}
-TILES = {"float32": (16, 1024), "bfloat16": (32, 1024), "split": (32, 2048)}
-PANEL = 16  # columns
+PRODUCT_CODES = {"float32": 0, "bfloat16": 1, "split": 2, "int8": 3}
+TILES = {"float32": (16, 1024), "bfloat16": (32, 1024), "split": (32, 2048), "int8": (64, 1024)}
+ROW_CODES = {**DTYPE_CODES, torch.int8: 2}
 GATING_CODES = {"geglu": 1, "swiglu": 2}
 
 
@@ -27,7 +27,7 @@ def packed_bytes(columns: int, depth: int, product: str) -> int:
 
 
 def pack_rows(rows: Tensor, product: str) -> Tensor:
-    """(columns, depth) in tiles for `product`."""
+    """(columns, depth) in tiles for `product`; integers already for int8."""
     rows = rows.contiguous()
     columns, depth = rows.shape
     packed = torch.empty(packed_bytes(columns, depth, product), dtype=torch.uint8)
@@ -36,7 +36,7 @@ def pack_rows(rows: Tensor, product: str) -> Tensor:
         on_huge_pages(packed).data_ptr(),
         columns,
         depth,
-        DTYPE_CODES[rows.dtype],
+        ROW_CODES[rows.dtype],
         PRODUCT_CODES[product],
         threads(),
     )
@@ -56,6 +56,12 @@ def epilogue(out: Tensor, columns: int, bias: Tensor | None, act: str, slope: fl
         gating=gating,
         slope=slope,
     )
+
+
+def scale(e: Any, weight: PackedWeight) -> None:
+    """The sums of an int8 weight are scaled first."""
+    if weight.scales is not None and weight.column_sums is not None:
+        e.set_scales(weight.scales.data_ptr(), weight.column_sums.data_ptr())
 
 
 def as_rows(x: Tensor) -> Tensor:
@@ -82,6 +88,7 @@ def linear(
     rows = as_rows(x)
     bias = None if bias is None else bias.contiguous()
     e = epilogue(out, columns, bias, act, slope)
+    scale(e, weight)
     if gate is not None:
         per_sample = gate.shape != out.shape
         gate = as_rows(gate)

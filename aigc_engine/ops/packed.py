@@ -6,11 +6,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from aigc_engine import capability
+from aigc_engine.ops import int8
 
 PRECISIONS = ("highest", "high", "medium")
+QUANTIZED = ("int8",)
+PANEL = 16  # columns (csrc/cpu/tile.h)
 
 
 @dataclass(frozen=True)
@@ -21,10 +25,14 @@ class PackedWeight:
         kind: the op that it is for, for example "linear".
         source: the weight as it was given; the reference runs on it.
         version: the source's version when it was packed; a later one means it was changed in place.
-        product: how its products are made: "float32", "bfloat16", or "split" (float32 in two bfloat16 terms).
+        product: how its products are made: "float32", "bfloat16", "split" (float32 in two bfloat16 terms) or
+            "int8".
         data: the tiles, or None where the native module can't serve the source's device.
         groups: of a convolution.
         stride: of a transposed convolution, whose taps are packed by their remainders.
+        scales: (N,) float32, what each output channel's integers are multiplied by; None unless int8.
+        column_sums: (N,) int32, each output channel's sum of integers; None unless int8.
+        error: norm of what quantising took from the weight over the weight's norm; 0 unless int8.
     """
 
     kind: str
@@ -34,6 +42,9 @@ class PackedWeight:
     data: Tensor | None
     groups: int = 1
     stride: tuple[int, ...] = ()
+    scales: Tensor | None = None
+    column_sums: Tensor | None = None
+    error: float = 0.0
 
     @property
     def shape(self) -> torch.Size:
@@ -84,17 +95,51 @@ def product_of(op: str, weight: Tensor, precision: str | None) -> str:
 
 
 def pack(
-    kind: str, weight: Tensor, matrices: list[Tensor], precision: str | None, **layout: Any
+    kind: str,
+    weight: Tensor,
+    matrices: list[Tensor],
+    precision: str | None,
+    quantize: str | None = None,
+    **layout: Any,
 ) -> PackedWeight:
-    """Packs matrices (columns of the product, depth), one after the other, which hold the weight's values."""
-    product = product_of(f"pack_{kind}", weight, precision)
+    """Packs matrices (columns of the product, depth), one after the other, which hold the weight's values.
+
+    Raises:
+        ValueError: unknown precision or quantize; to be quantised, but not finite or too deep.
+    """
+    op = f"pack_{kind}"
+    if quantize is not None and quantize not in QUANTIZED:
+        raise ValueError(f"{op}: quantize {quantize!r}, expected one of {list(QUANTIZED)}, or None")
+    product = product_of(op, weight, precision)
+    matrices = [matrix.detach() for matrix in matrices]
+    if quantize is not None:
+        product = quantize
+        int8.check(op, weight, max(matrix.shape[1] for matrix in matrices))
+        matrices, quantised = _quantised(matrices)
+        layout |= quantised
     data = None
     if weight.device.type == "cpu" and capability.native_missing() is None:
         from aigc_engine.native.linear import pack_rows
 
-        tiles = [pack_rows(matrix.detach(), product) for matrix in matrices]
+        tiles = [pack_rows(matrix, product) for matrix in matrices]
         data = tiles[0] if len(tiles) == 1 else torch.cat(tiles)
     return PackedWeight(kind, weight.detach(), version_of(weight), product, data, **layout)
+
+
+def _quantised(matrices: list[Tensor]) -> tuple[list[Tensor], dict[str, Any]]:
+    """Matrices as int8, and what a PackedWeight says of them. Kernels read scales and sums by whole panels."""
+    found = [int8.quantise(matrix) for matrix in matrices]
+    beyond = [-len(matrix) % PANEL for matrix in matrices]
+
+    def by_panels(columns: list[Tensor]) -> Tensor:
+        padded = torch.cat([F.pad(each, (0, more)) for each, more in zip(columns, beyond, strict=True)])
+        return padded[: len(padded) - beyond[-1]]
+
+    return [q.to(torch.int8) for q, _ in found], {
+        "scales": by_panels([scales.squeeze(1) for _, scales in found]),
+        "column_sums": by_panels([q.sum(dim=1, dtype=torch.int32) for q, _ in found]),
+        "error": int8.relative_error(matrices, found),
+    }
 
 
 def tensor_of(weight: Tensor | PackedWeight) -> Tensor:

@@ -23,6 +23,11 @@ void bind_linear(py::module_& m) {
            [](EpilogueArgs& e, uintptr_t gate, int64_t stride, bool per_sample) {
              e.gate = in(gate), e.gate_stride = stride, e.gate_per_sample = per_sample;
            })
+      .def("set_scales",
+           [](EpilogueArgs& e, uintptr_t scales, uintptr_t column_sums) {
+             e.scales = static_cast<const float*>(in(scales));
+             e.column_sums = static_cast<const int32_t*>(in(column_sums));
+           })
       .def("set_residual", [](EpilogueArgs& e, uintptr_t residual, int64_t stride) {
         e.residual = in(residual), e.residual_stride = stride;
       });

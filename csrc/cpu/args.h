@@ -5,7 +5,7 @@
 
 namespace aigc {
 
-enum class DType : int32_t { kFloat32 = 0, kBFloat16 = 1 };
+enum class DType : int32_t { kFloat32 = 0, kBFloat16 = 1, kInt8 = 2 };  // int8: rows of a weight to pack
 
 enum class Activation : int32_t { kNone, kRelu, kLeakyRelu, kSilu, kGelu, kGeluTanh, kTanh, kSigmoid };
 
@@ -22,7 +22,7 @@ struct BiasActArgs {
 };
 
 // How the products of a packed weight are made (see csrc/cpu/product.h).
-enum class Product : int32_t { kFloat32, kBFloat16, kSplit };
+enum class Product : int32_t { kFloat32, kBFloat16, kSplit, kInt8 };
 
 // Gated activations pair a panel of the first half of the weight's columns with one of the second; each half
 // is then a multiple of 16 columns.
@@ -44,6 +44,9 @@ struct EpilogueArgs {
   Activation act;
   Gating gating;
   float slope;
+  // Of int8 weights: each column's scale and its sum, both up to the end of the last panel.
+  const float* scales;
+  const int32_t* column_sums;
 };
 
 // Packs weight (columns, depth), row-major, into panels of 16 columns. Missing columns and depth become zero.

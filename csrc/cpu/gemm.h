@@ -40,15 +40,15 @@ struct ScratchPlan {
 };
 
 // Estimated cycles of a whole product on `threads` threads. Per row tile, panel and depth tile: 16 cycles a
-// dot on tiles, 256 or more vector operations otherwise; packing 16 lines some 48; a right tile comes at 32
-// bytes a cycle from L2, where the whole weight may stay, and at 8 from beyond.
+// dot on tiles, 256 or more vector operations otherwise; packing 16 lines some 48, quantising them 192; a
+// right tile comes at 32 bytes a cycle from L2, where the whole weight may stay, and at 8 from beyond.
 template <class P>
 inline double estimate(const GemmShape& s, const Blocking& b, int threads) {
   const int64_t row_blocks = (s.rows + b.rows - 1) / b.rows, ranges = (s.panels + b.panels - 1) / b.panels;
   const double row_tiles = double(b.rows) / kTileRows, panels = double(b.panels), tiles = double(s.tiles);
   const double product = P::kTiles ? 16.0 * P::kRight / kTileBytes : 256.0 * P::kLeft / kTileLine;
   const bool stays = size_t(s.panels * s.tiles * P::kRight) <= caches().l2 / 2;
-  const double task = row_tiles * panels * tiles * product + row_tiles * tiles * 48.0 +
+  const double task = row_tiles * panels * tiles * product + row_tiles * tiles * (P::kScaled ? 192.0 : 48.0) +
                       panels * tiles * P::kRight / (stays ? 32.0 : 8.0);
   const int64_t tasks = row_blocks * ranges;
   return double((tasks + threads - 1) / threads) * task;
@@ -125,15 +125,18 @@ struct Gemm {
   void enter(Task& task, int64_t first) const {
     task.first = first;
     task.rows = int(smaller(blocking.rows, shape.rows - first));
-    for (int r = 0; r < task.rows; ++r) task.places[r] = source.place(first + r);
-    if (blocking.whole) pack_left<P>(source, first, task.rows, 0, shape.tiles, task.left);
+    for (int r = 0; r < task.rows; ++r) {
+      task.places[r] = source.place(first + r);
+      if constexpr (P::kScaled) task.places[r].scale = row_scale(source, first + r);
+    }
+    if (blocking.whole) pack_left<P>(source, first, task.rows, 0, shape.tiles, task.places, task.left);
   }
 
   void multiply_range(const Task& task, int64_t panel) const {
     const int64_t last = smaller(panel + blocking.panels, shape.panels);
     for (int64_t tile = 0; tile < shape.tiles; tile += blocking.tiles) {
       const int64_t tiles = smaller(blocking.tiles, shape.tiles - tile);
-      if (!blocking.whole) pack_left<P>(source, task.first, task.rows, tile, tiles, task.left);
+      if (!blocking.whole) pack_left<P>(source, task.first, task.rows, tile, tiles, task.places, task.left);
       for (int64_t p = panel; p < last; p += kPanels) {
         p + 1 < last ? multiply_panels<2>(task, p, panel, tile, tiles)
                      : multiply_panels<1>(task, p, panel, tile, tiles);
@@ -156,7 +159,9 @@ struct Gemm {
     b.sums = task.sums + (chunked ? (p - panel) * row_tiles * kTileFloats : 0);
     b.sum_row_tile = kPanels * kTileFloats, b.add = tile > 0;
     multiply<P, V>(b, [&](int row, int rows) __attribute__((always_inline)) {
-      if (ends) finish<T>(epilogue, task.places + row, rows, p, V, b.sums + row / kTileRows * b.sum_row_tile);
+      if (ends)
+        finish<T, SumsOf<P>>(epilogue, task.places + row, rows, p, V,
+                             b.sums + row / kTileRows * b.sum_row_tile);
     });
   }
 };

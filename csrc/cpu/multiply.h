@@ -2,7 +2,7 @@
 //
 // Left operand, packed for the block: [row tile][depth tile][rows of the tile][P::kLeft]. Right operand,
 // packed once: panels of 16 columns, [panel][depth tile][P::kRight]. Sums: [row tile][panel][16][16] of 4
-// bytes.
+// bytes, float32 or int32 by the product.
 //
 // Napkin maths. Vector levels: 8 x 2 accumulators (AVX-512) read 2 lines and 8 broadcasts for 16 operations.
 // Tile levels: 2 x 2 tiles read 4 KiB (at best 32 cycles from L1) for 4 dots of 16 cycles each, so one of the
@@ -31,10 +31,11 @@ constexpr int kRowSteps[] = {1};
 template <class P, int R, int V>
 AIGC_INLINE void multiply_rows(const char* left, int64_t left_tile, const char* right, int64_t panel,
                                int64_t tiles, int zeros, float* sums, bool add) {
+  using Sum = typename P::Sum;
   for (int64_t begin = 0; begin < tiles; begin += P::kStretch, add = true) {
-    Vec acc[R][V];
+    Sum acc[R][V];
     for (int r = 0; r < R; ++r)
-      for (int v = 0; v < V; ++v) acc[r][v] = splat(0.0f);
+      for (int v = 0; v < V; ++v) acc[r][v] = Sum(splat(0.0f));
     const int64_t end = tiles - begin < P::kStretch ? tiles : begin + P::kStretch;
     const int64_t whole = zeros && end == tiles ? end - 1 : end;
     for (int64_t t = begin; t < whole; ++t) {
@@ -49,7 +50,7 @@ AIGC_INLINE void multiply_rows(const char* left, int64_t left_tile, const char* 
     for (int r = 0; r < R; ++r)
       for (int v = 0; v < V; ++v) {
         float* sum = sums + v * kTileFloats + r * kLanes;
-        store(sum, add ? load(sum) + acc[r][v] : acc[r][v]);
+        store_bits(sum, add ? load_bits<Sum>(sum) + acc[r][v] : acc[r][v]);
       }
   }
 }

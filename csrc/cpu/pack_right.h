@@ -8,7 +8,10 @@ namespace aigc::AIGC_ISA {
 constexpr int kPairDepth = BFloat16Product::kDepth;
 
 // Depth and bytes of a right tile.
-AIGC_INLINE int right_depth(Product product) { return product == Product::kFloat32 ? kLanes : kPairDepth; }
+AIGC_INLINE int right_depth(Product product) {
+  if (product == Product::kFloat32) return Float32Product::kDepth;
+  return product == Product::kInt8 ? Int8Product::kDepth : kPairDepth;
+}
 AIGC_INLINE int right_bytes(Product product) {
   return product == Product::kSplit ? 2 * kTileBytes : kTileBytes;
 }
@@ -17,19 +20,24 @@ AIGC_INLINE int right_bytes(Product product) {
 template <class T>
 AIGC_INLINE void column_line(Product product, const T* from, int n, uint16_t* high, uint16_t* low,
                              float* whole) {
-  T elements[kPairDepth] = {};
-  std::memcpy(elements, from, size_t(n) * sizeof(T));
-  if (product == Product::kFloat32) {
-    store(whole, load(elements));
-    return;
-  }
-  for (int i = 0; i < kPairDepth; i += kLanes) {
-    const Vec x = load(elements + i);
-    if (product == Product::kSplit) {
-      const Terms terms = split(x);
-      store(high + i, terms.high), store(low + i, terms.low);
-    } else {
-      store(high + i, x);
+  if constexpr (std::is_same_v<T, int8_t>) {
+    std::memset(whole, 0, kTileLine);
+    std::memcpy(whole, from, size_t(n));
+  } else {
+    T elements[kPairDepth] = {};
+    std::memcpy(elements, from, size_t(n) * sizeof(T));
+    if (product == Product::kFloat32) {
+      store(whole, load(elements));
+      return;
+    }
+    for (int i = 0; i < kPairDepth; i += kLanes) {
+      const Vec x = load(elements + i);
+      if (product == Product::kSplit) {
+        const Terms terms = split(x);
+        store(high + i, terms.high), store(low + i, terms.low);
+      } else {
+        store(high + i, x);
+      }
     }
   }
 }
@@ -72,7 +80,10 @@ inline void pack_columns(Product product, const T* from, int64_t stride, int col
                          char* to) {
   const int step = right_depth(product);
   alignas(64) char lines[2][kTileBytes] = {};
-  const bool as_is = product == (sizeof(T) == 2 ? Product::kBFloat16 : Product::kFloat32);
+  constexpr Product kAsIs = sizeof(T) == 4   ? Product::kFloat32
+                            : sizeof(T) == 2 ? Product::kBFloat16
+                                             : Product::kInt8;
+  const bool as_is = product == kAsIs;
   for (int64_t k = 0; k < depth; k += step) {
     if (as_is && columns == kLanes && depth - k >= step) {
       transpose(reinterpret_cast<const char*>(from + k), stride * int64_t(sizeof(T)), to);

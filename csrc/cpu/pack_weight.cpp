@@ -23,7 +23,8 @@ void pack_weight(const PackWeightArgs& a) {
   parallel_for((a.columns + kLanes - 1) / kLanes, 1, a.threads, [&](int64_t begin, int64_t end) {
     for (int64_t panel = begin; panel < end; ++panel) {
       char* to = static_cast<char*>(a.packed) + panel * bytes;
-      a.dtype == DType::kFloat32 ? pack_panel<float>(a, panel, to) : pack_panel<uint16_t>(a, panel, to);
+      if (a.dtype == DType::kInt8) pack_panel<int8_t>(a, panel, to);
+      else a.dtype == DType::kFloat32 ? pack_panel<float>(a, panel, to) : pack_panel<uint16_t>(a, panel, to);
     }
   });
 }

@@ -1,6 +1,7 @@
 // Products: how a left tile meets a right tile, one struct for each kind of operands.
 //
-// kDepth: elements of depth in a tile. kLeft, kRight: bytes that a left line and a right tile take. step():
+// kDepth: elements of depth in a tile. kLeft, kRight: bytes that a left line and a right tile take. Sum: a
+// vector of sums. kScaled: rows are quantised to int8 when packed, their scales applied to the sums. step():
 // acc[R][V] += the products of 4 bytes of depth of R left rows with those of V right lines (vector levels).
 // kStretch: depth tiles that a vector level sums before it adds them to the rest. Every accumulator takes its
 // products in order of depth, so an element's bits don't depend on how many rows
@@ -25,7 +26,8 @@ AIGC_INLINE Vec madd(Vec a, Vec b, Vec c) {
 
 struct Float32Product {
   using Left = float;
-  static constexpr bool kTiles = false;
+  using Sum = Vec;
+  static constexpr bool kTiles = false, kScaled = false;
   static constexpr int kDepth = 16, kLeft = kTileLine, kRight = kTileBytes, kStretch = 4;
 
   template <int R, int V>
@@ -81,7 +83,8 @@ struct Part {
 
 struct BFloat16Product {
   using Left = std::conditional_t<kDotsBF16, uint16_t, float>;
-  static constexpr bool kTiles = kHasTiles;
+  using Sum = Vec;
+  static constexpr bool kTiles = kHasTiles, kScaled = false;
   static constexpr int kDepth = 32, kLeft = kDepth * sizeof(Left), kRight = kTileBytes, kStretch = 8;
   static constexpr Part kParts[] = {{0, 0}};
 
@@ -100,7 +103,8 @@ struct BFloat16Product {
 // the product. A left line is its high line and its low line, a right tile its high tile and its low tile.
 struct SplitProduct {
   using Left = BFloat16Product::Left;
-  static constexpr bool kTiles = kHasTiles;
+  using Sum = Vec;
+  static constexpr bool kTiles = kHasTiles, kScaled = false;
   static constexpr int kDepth = 32, kHalf = kDepth * sizeof(Left), kLeft = 2 * kHalf;
   static constexpr int kRight = 2 * kTileBytes, kStretch = 4;
   static constexpr Part kParts[] = {{0, 0}, {0, kTileBytes}, {kHalf, 0}};
@@ -113,6 +117,76 @@ struct SplitProduct {
   template <int D, int A, int B>
   AIGC_MEMBER static void dot() {
     tile_dot_bf16<D, A, B>();
+  }
+};
+
+// What a left line of int8 holds. Tiles take them as they are; VNNI wants one side unsigned, so 128 is added
+// and the epilogue takes 128 times the column's sum off again; elsewhere int16 pairs meet, and each four of
+// depth lie as 0 2 1 3, because shifts split four bytes of a right line into 0 2 and 1 3.
+enum class Int8Line { kSigned, kUnsigned, kPairs };
+#if defined(__AVX512VNNI__)
+constexpr Int8Line kInt8Line = kHasTiles ? Int8Line::kSigned : Int8Line::kUnsigned;
+#else
+constexpr Int8Line kInt8Line = kHasTiles ? Int8Line::kSigned : Int8Line::kPairs;
+#endif
+constexpr int kInt8Offset = kInt8Line == Int8Line::kUnsigned ? 128 : 0;
+
+// c + the sums of two products, int16 by int16, in each lane.
+AIGC_INLINE UVec dot_pairs(UVec a, UVec b, UVec c) {
+#ifdef AIGC_WIDE
+  using Bits = Lanes<long long>::Part;
+  for (int i = 0; i < kParts; ++i)
+    c.part[i] = c.part[i] + UVec::Part(AIGC_WIDE(madd_epi16)(Bits(a.part[i]), Bits(b.part[i])));
+  return c;
+#else
+  const IVec low = ((IVec(a) << 16) >> 16) * ((IVec(b) << 16) >> 16);
+  return c + UVec(low + (IVec(a) >> 16) * (IVec(b) >> 16));
+#endif
+}
+
+// Exact: with int8 up to 127 in magnitude and a depth up to 2^17 sums fit int32, modulo 2^32 on the way.
+struct Int8Product {
+  using Left = std::conditional_t<kInt8Line == Int8Line::kPairs, uint16_t, uint8_t>;
+  using Sum = UVec;
+  static constexpr bool kTiles = kHasTiles, kScaled = true;
+  static constexpr int kDepth = 64, kLeft = kDepth * sizeof(Left), kRight = kTileBytes, kStretch = 8;
+  static constexpr Part kParts[] = {{0, 0}};
+
+  // Where a left line has its element i.
+  static constexpr int position(int i) {
+    return kInt8Line == Int8Line::kPairs ? (i & ~3) | (i & 1) << 1 | (i & 2) >> 1 : i;
+  }
+
+  template <int R, int V>
+  AIGC_MEMBER static void step(UVec (&acc)[R][V], const char* left, const char* right, int64_t panel, int k) {
+#if defined(__AVX512VNNI__)
+    __m512i b[V];
+    for (int v = 0; v < V; ++v) b[v] = _mm512_loadu_si512(right + v * panel + k * kTileLine);
+    for (int r = 0; r < R; ++r) {
+      int32_t four;
+      std::memcpy(&four, left + r * kLeft + k * 4, sizeof four);
+      const __m512i a = _mm512_set1_epi32(four);
+      for (int v = 0; v < V; ++v)
+        acc[r][v].part[0] = UVec::Part(_mm512_dpbusd_epi32(__m512i(acc[r][v].part[0]), a, b[v]));
+    }
+#else
+    for (int v = 0; v < V; ++v) {
+      const auto bytes = load_bits<Lanes<int16_t> >(right + v * panel + k * kTileLine);
+      const UVec b[2] = {UVec((bytes << 8) >> 8), UVec(bytes >> 8)};
+      for (int half = 0; half < 2; ++half) {
+        for (int r = 0; r < R; ++r) {
+          uint32_t pair;
+          std::memcpy(&pair, left + r * kLeft + k * 8 + half * 4, sizeof pair);
+          acc[r][v] = dot_pairs(fill(pair), b[half], acc[r][v]);
+        }
+      }
+    }
+#endif
+  }
+
+  template <int D, int A, int B>
+  AIGC_MEMBER static void dot() {
+    tile_dot_int8<D, A, B>();
   }
 };
 
