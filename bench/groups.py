@@ -8,6 +8,7 @@ from bench.case import Case
 
 GROUPS = {
     "ops": "bench.bench_ops",
+    "int8": "bench.bench_int8",
     "step": "bench.bench_scheduler_step",
     "diffusion": "bench.bench_diffusion",
     "text": "bench.bench_text",

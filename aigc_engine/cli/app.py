@@ -180,7 +180,7 @@ def info() -> None:
 
 @command
 def bench(
-    group: Annotated[str, typer.Argument(help="ops, step, diffusion, text, gan, vae or all.")] = "all",
+    group: Annotated[str, typer.Argument(help="ops, int8, step, diffusion, text, gan, vae or all.")] = "all",
     only: Annotated[list[str] | None, typer.Option(help="Word in the case's name; may be repeated.")] = None,
     list_: Annotated[bool, typer.Option("--list", help="List the cases.")] = False,
     threads: Annotated[int | None, typer.Option(help="Torch and native threads.")] = None,
