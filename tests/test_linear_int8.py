@@ -91,6 +91,17 @@ def test_zero_and_not_finite_rows(isa_level: str) -> None:
     assert torch.equal(got[rest], clean[rest])
 
 
+def test_scales_of_any_size(isa_level: str) -> None:
+    """A power of two changes no integer; rows that are faint all along are zero."""
+    x, packed = randn(3, 100), pack_linear(randn(40, 100, seed=1), quantize="int8")
+    with use_backend("native"):
+        plain = linear(x, packed)
+        for power in (-90, 100):
+            assert torch.equal(linear(x * 2.0**power, packed), plain * 2.0**power)
+        for faint in (2.0**-110, 2.0**-130, 2.0**-149):
+            assert torch.equal(linear(x * faint, packed), torch.zeros(3, 40))
+
+
 def test_zero_weights(isa_level: str) -> None:
     w = randn(20, 30)
     w[7] = 0.0
