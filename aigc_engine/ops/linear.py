@@ -148,32 +148,34 @@ def _samples(dtype: torch.dtype, device: str) -> Iterator[Sample]:
     yield Sample(
         "integers", (whole, weight, whole[0, :50].clone()), {"act": "relu"}, exact=dtype == torch.float32
     )
-    yield from _int8_samples(dtype, randn, packed)
+    yield from _int8_samples(randn, packed)
     for name, (M, K, N, act) in WORKLOADS.items():
         yield Sample(name, (randn(M, K), packed(N, K), randn(N)), {"act": act}, bench=True)
 
 
-def _int8_samples(
-    dtype: torch.dtype, randn: Callable[..., Tensor], packed: Callable[..., PackedWeight]
-) -> Iterator[Sample]:
+def _int8_samples(randn: Callable[..., Tensor], packed: Callable[..., PackedWeight]) -> Iterator[Sample]:
     """Quantising is defined in float32, so that float64 has the same integers and parity a definite truth."""
-    int8ed = partial(packed, quantize="int8")
+    quantised = partial(packed, quantize="int8")
     for n in (1, 3, 16, 17, 33, 63, 64, 65, 130):
-        yield Sample(f"int8_rows_{n}", (randn(n, 70), int8ed(24, 70), randn(24)), batch_axis=0)
-        yield Sample(f"int8_depth_{n}", (randn(3, n), int8ed(34, n)), batch_axis=0)
-        yield Sample(f"int8_columns_{n}", (randn(5, 70), int8ed(n, 70), randn(n)), batch_axis=0)
+        yield Sample(f"int8_rows_{n}", (randn(n, 70), quantised(24, 70), randn(24)), batch_axis=0)
+        yield Sample(f"int8_depth_{n}", (randn(3, n), quantised(34, n)), batch_axis=0)
+        yield Sample(f"int8_columns_{n}", (randn(5, 70), quantised(n, 70), randn(n)), batch_axis=0)
     for act in GATED:
-        yield Sample(f"int8_{act}", (randn(7, 70), int8ed(96, 70), randn(96)), {"act": act}, batch_axis=0)
-    yield Sample("int8_chunks", (randn(50, 2200), int8ed(70, 2200), randn(70)), {"act": "gelu"}, batch_axis=0)
+        yield Sample(f"int8_{act}", (randn(7, 70), quantised(96, 70), randn(96)), {"act": act}, batch_axis=0)
+    yield Sample(
+        "int8_chunks", (randn(50, 2200), quantised(70, 2200), randn(70)), {"act": "gelu"}, batch_axis=0
+    )
     full = {"act": "silu", "gate": randn(2, 1, 48), "residual": randn(2, 9, 96)[..., ::2]}
-    yield Sample("int8_gate", (randn(2, 9, 120)[..., 40:80], int8ed(48, 40), randn(48)), full, batch_axis=0)
+    yield Sample(
+        "int8_gate", (randn(2, 9, 120)[..., 40:80], quantised(48, 40), randn(48)), full, batch_axis=0
+    )
     scaled = randn(7, 70)
     for row, factor in enumerate((2.0**-110, 2.0**-90, 1.0, 3.0, 0.0, 2.0**60, 1e-40)):
         scaled[row] *= factor
-    yield Sample("int8_scales", (scaled, int8ed(24, 70)), batch_axis=0)
+    yield Sample("int8_scales", (scaled, quantised(24, 70)), batch_axis=0)
     odd = randn(4, 70)
     odd[0, 3], odd[1, 69], odd[2, 0] = torch.nan, torch.inf, -torch.inf
-    yield Sample("int8_not_finite", (odd, int8ed(24, 70), randn(24)), {"act": "silu"}, batch_axis=0)
+    yield Sample("int8_not_finite", (odd, quantised(24, 70), randn(24)), {"act": "silu"}, batch_axis=0)
     # A largest magnitude of 127 makes the scales 1.
     whole, weight = (randn(n, 90).mul(40).round().clamp(-126, 126) for n in (37, 50))
     whole[:, 5], weight[:, 7] = 127.0, -127.0

@@ -30,7 +30,8 @@ class PackedWeight:
         data: the tiles, or None where the native module can't serve the source's device.
         groups: of a convolution.
         stride: of a transposed convolution, whose taps are packed by their remainders.
-        scales: (N,) float32, what each output channel's integers are multiplied by; None unless int8.
+        scales: (N,) float32, what each output channel's integers are multiplied by (of several matrices, each
+            begins where a panel does); None unless int8.
         column_sums: (N,) int32, each output channel's sum of integers; None unless int8.
         error: norm of what quantising took from the weight over the weight's norm; 0 unless int8.
     """
@@ -127,7 +128,7 @@ def pack(
 
 
 def _quantised(matrices: list[Tensor]) -> tuple[list[Tensor], dict[str, Any]]:
-    """Matrices as int8, and what a PackedWeight says of them. Kernels read scales and sums by whole panels."""
+    """Matrices as int8, and what a PackedWeight says of them; kernels read both tensors by whole panels."""
     found = [int8.quantise(matrix) for matrix in matrices]
     beyond = [-len(matrix) % PANEL for matrix in matrices]
 
