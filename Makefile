@@ -34,9 +34,10 @@ bench: $(VENV)/.built-dev
 
 # In a copy of the package, from which the tests and their subprocesses import: the checkout's own module isn't touched.
 # Leaks are off, for Python and PyTorch keep what they once allocate; libstdc++ goes along so that exceptions are seen.
+# PYTHONPATH is for subprocesses that import from tests/; the copy, their working folder, comes before it.
 SANITIZED := build/sanitized
 SANITIZED_TESTS := test_parity test_linear_update test_decode test_ops_norm test_ops_random test_thread_pool test_denoise_loop
-SANITIZED_ENV = LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0
+SANITIZED_ENV = PYTHONPATH=$(CURDIR) LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0
 
 sanitize: $(VENV)/.built-dev
 	rm -rf $(SANITIZED)
