@@ -59,13 +59,18 @@ class Conv2d(nn.Conv2d, _Packs):
     """`nn.Conv2d` through `ops.conv2d`, with what it can do before and after the convolution."""
 
     def forward(self, input: Tensor, **around: Any) -> Tensor:
+        bias = self.bias
         weight: Any = self.weight
         if native_rows(input):
             weight = self.packed(ops.pack_conv2d, groups=self.groups)
+        elif weight.dtype != input.dtype or torch.is_autocast_enabled(input.device.type):
+            cast = {
+                name: value.to(input.dtype) for name, value in around.items() if isinstance(value, Tensor)
+            }
+            around, weight = {**around, **cast}, weight.to(input.dtype)
+            bias = None if bias is None else bias.to(input.dtype)
         stride, padding = self.stride, self.padding
-        return ops.conv2d(
-            input, weight, self.bias, stride=stride, padding=padding, groups=self.groups, **around
-        )
+        return ops.conv2d(input, weight, bias, stride=stride, padding=padding, groups=self.groups, **around)
 
 
 def group_norm_silu(x: Tensor, norm: nn.GroupNorm) -> Tensor:
