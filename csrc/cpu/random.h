@@ -3,7 +3,7 @@
 
 #include <cmath>
 
-#include "cpu/vec.h"
+#include "cpu/several.h"
 #include "math/philox.h"
 
 namespace aigc::AIGC_ISA {
@@ -34,76 +34,142 @@ AIGC_INLINE Vec vsqrt(Vec v) {
   return v;
 }
 
-// Transposes each aligned 4x4 block: lane 4k+i of v[j] goes to lane 4k+j of v[i].
-AIGC_INLINE void transpose4(Vec (&v)[4]) {
-#ifdef AIGC_WIDE
-  for (int i = 0; i < kParts; ++i) {
-    const auto low02 = AIGC_WIDE(unpacklo_ps)(v[0].part[i], v[2].part[i]);
-    const auto low13 = AIGC_WIDE(unpacklo_ps)(v[1].part[i], v[3].part[i]);
-    const auto high02 = AIGC_WIDE(unpackhi_ps)(v[0].part[i], v[2].part[i]);
-    const auto high13 = AIGC_WIDE(unpackhi_ps)(v[1].part[i], v[3].part[i]);
-    v[0].part[i] = AIGC_WIDE(unpacklo_ps)(low02, low13);
-    v[1].part[i] = AIGC_WIDE(unpackhi_ps)(low02, low13);
-    v[2].part[i] = AIGC_WIDE(unpacklo_ps)(high02, high13);
-    v[3].part[i] = AIGC_WIDE(unpackhi_ps)(high02, high13);
-  }
+// Lanes of `a` where the top bit is set, else of `b`.
+AIGC_INLINE Vec choose(UVec top_bit, Vec a, Vec b) {
+#if defined(__AVX512F__)
+  a.part[0] = _mm512_mask_blend_ps(_mm512_movepi32_mask(__m512i(top_bit.part[0])), b.part[0], a.part[0]);
+#elif defined(__AVX2__)
+  for (int i = 0; i < kParts; ++i)
+    a.part[i] = _mm256_blendv_ps(b.part[i], a.part[i], __m256(top_bit.part[i]));
 #else
-  float lanes[4][kLanes];
-  for (int lane = 0; lane < kLanes; ++lane)
-    for (int j = 0; j < 4; ++j) lanes[lane % 4][lane / 4 * 4 + j] = v[j][lane];
-  for (int i = 0; i < 4; ++i) v[i] = load(lanes[i]);
+  a = select(IVec(top_bit) >> 31, a, b);
+#endif
+  return a;
+}
+
+AIGC_INLINE Vec add_exact_product(Vec a, float b, Vec c) {
+#if defined(__FMA__)
+  return vfma(a, b, c);
+#else
+  return a * b + c;
 #endif
 }
 
+// The low halves of a's 64-bit lanes in even lanes, those of b's in odd ones.
+AIGC_INLINE UVec pair_words(QVec a, QVec b) {
+#if defined(__AVX512F__)
+  const __m512i from = __m512i(b.part[0]);
+  UVec v;
+  v.part[0] = UVec::Part(_mm512_mask_shuffle_epi32(__m512i(a.part[0]), 0xAAAA, from, _MM_PERM_CCAA));
+  return v;
+#else
+  return UVec((a & 0xFFFFFFFFu) | (b << 32));
+#endif
+}
+
+// In each block of four lanes: low = a0 b0 a1 b1, high = a2 b2 a3 b3.
+AIGC_INLINE void interleave(Vec a, Vec b, Vec& low, Vec& high) {
+#ifdef AIGC_WIDE
+  for (int i = 0; i < kParts; ++i) {
+    low.part[i] = AIGC_WIDE(unpacklo_ps)(a.part[i], b.part[i]);
+    high.part[i] = AIGC_WIDE(unpackhi_ps)(a.part[i], b.part[i]);
+  }
+#else
+  float lanes[2][kLanes];
+  for (int lane = 0; lane < kLanes; ++lane) {
+    float* to = &lanes[lane / 2 % 2][lane / 4 * 4 + lane % 2 * 2];
+    to[0] = a[lane], to[1] = b[lane];
+  }
+  low = load(lanes[0]), high = load(lanes[1]);
+#endif
+}
+
+// Counters are one vector's, words and floats N of them.
+template <int N>
 struct VectorLanes {
   using Counter = QVec;  // a 32-bit word in the low half of each 64-bit lane; the high half is ignored
-  using Word = UVec;
-  using Int = IVec;
-  using Float = Vec;
+  using Word = Several<UVec, N>;
+  using Int = Several<IVec, N>;
+  using Float = Several<Vec, N>;
 
   static AIGC_HD void wide_product(Counter a, uint32_t b, Counter& high, Counter& low) {
     low = multiply_low_words(a, b);
     high = low >> 32;
   }
-  static AIGC_HD Float to_float(Word w) { return convert<Vec>(w); }
-  static AIGC_HD Float to_float(Int i) { return convert<Vec>(i); }
-  static AIGC_HD Word bits(Float f) { return Word(f); }
-  static AIGC_HD Float from_bits(Word w) { return Float(w); }
-  static AIGC_HD Float sqrt(Float f) { return vsqrt(f); }
+  template <class From>
+  static AIGC_HD Float to_float(const Several<From, N>& from) {
+    Float to;
+    for (int i = 0; i < N; ++i) to.v[i] = convert<Vec>(from.v[i]);
+    return to;
+  }
+  static AIGC_HD Word bits(const Float& f) { return Word(f); }
+  static AIGC_HD Float from_bits(const Word& w) { return Float(w); }
+  static AIGC_HD Float sqrt(Float f) {
+    for (auto& v : f.v) v = vsqrt(v);
+    return f;
+  }
+  static AIGC_HD Float add_exact_product(Float a, float b, const Float& c) {
+    for (int i = 0; i < N; ++i) a.v[i] = AIGC_ISA::add_exact_product(a.v[i], b, c.v[i]);
+    return a;
+  }
+  static AIGC_HD Float add_exact_product(Float a, float b, float c) {
+    for (auto& v : a.v) v = AIGC_ISA::add_exact_product(v, b, splat(c));
+    return a;
+  }
+  static AIGC_HD Float choose(const Word& top_bit, Float if_set, const Float& if_not) {
+    for (int i = 0; i < N; ++i) if_set.v[i] = AIGC_ISA::choose(top_bit.v[i], if_set.v[i], if_not.v[i]);
+    return if_set;
+  }
 };
 
 constexpr int kNormals = 64;          // a group: sixteen counters, two of eight 64-bit lanes
 constexpr int64_t kNoiseBlock = 512;  // eight groups, 2 KiB: stays in the L1 cache
 
-// The random words of elements [64 group, 64 group + 64) of a row, as the four vectors that box_muller pairs.
+// The random words of elements [64 group, 64 group + 64) of a row: 16 for radii, 16 for their angles, twice.
 AIGC_INLINE void random_words(const PhiloxKeys& keys, uint64_t stream, uint64_t group, float* words) {
-  // Lane 4k+j takes block 4j+k, so that transposing 4x4 blocks leaves the elements in order.
-  static constexpr uint64_t kEven[] = {0, 8, 1, 9, 2, 10, 3, 11}, kOdd[] = {4, 12, 5, 13, 6, 14, 7, 15};
+  // The order of counters in which interleaving cosines and sines leaves the elements in theirs.
+  static constexpr uint64_t kFirst[] = {0, 4, 1, 5, 2, 6, 3, 7}, kSecond[] = {8, 12, 9, 13, 10, 14, 11, 15};
   const uint64_t block = group * 16;
-  QVec even[4] = {load_bits<QVec>(kEven) + block, fill(block >> 32), fill(stream), fill(stream >> 32)};
-  QVec odd[4] = {load_bits<QVec>(kOdd) + block, even[1], even[2], even[3]};
-  philox<VectorLanes>(keys, even);
-  philox<VectorLanes>(keys, odd);
-  for (int i = 0; i < 4; ++i) store_bits(words + i * kLanes, UVec((even[i] & 0xFFFFFFFFu) | (odd[i] << 32)));
+  QVec first[4] = {load_bits<QVec>(kFirst) + block, fill(block >> 32), fill(stream), fill(stream >> 32)};
+  QVec second[4] = {load_bits<QVec>(kSecond) + block, first[1], first[2], first[3]};
+  philox<VectorLanes<1>>(keys, first);
+  philox<VectorLanes<1>>(keys, second);
+  store_bits(words, pair_words(first[0], first[2]));
+  store_bits(words + kLanes, pair_words(first[1], first[3]));
+  store_bits(words + 2 * kLanes, pair_words(second[0], second[2]));
+  store_bits(words + 3 * kLanes, pair_words(second[1], second[3]));
+}
+
+// The normals of 32 N random words, in their place.
+template <int N>
+AIGC_INLINE void normals_of_words(float* z) {
+  using Lanes = VectorLanes<N>;
+  typename Lanes::Word radius, angle;
+  for (int i = 0; i < N; ++i) {
+    radius.v[i] = load_bits<UVec>(z + 2 * i * kLanes);
+    angle.v[i] = load_bits<UVec>(z + (2 * i + 1) * kLanes);
+  }
+  typename Lanes::Float cosines, sines;
+  box_muller<Lanes>(radius, angle, cosines, sines);
+  for (int i = 0; i < N; ++i) {
+    Vec low, high;
+    interleave(cosines.v[i], sines.v[i], low, high);
+    store(z + 2 * i * kLanes, low);
+    store(z + (2 * i + 1) * kLanes, high);
+  }
 }
 
 // Elements [first, first + count) of a row, first a multiple of kNormals and count at most kNoiseBlock, which
 // is what z has room for.
 //
-// All words first: a group's rounds and polynomials are one chain of some 250 cycles and as many operations,
-// so a core sees little more than one chain at a time unless the halves of several stand side by side.
+// All words first, and the polynomials of two groups at a time: each is one chain of some 120 cycles and few
+// more operations, so a core would see little more than one chain at once.
 AIGC_INLINE void normals(const PhiloxKeys& keys, uint64_t stream, int64_t first, int64_t count, float* z) {
   for (int64_t i = 0; i < count; i += kNormals)
     random_words(keys, stream, uint64_t((first + i) / kNormals), z + i);
-  for (float* group = z; group < z + count; group += kNormals) {
-    Vec v[4];
-    UVec words[4];
-    for (int i = 0; i < 4; ++i) words[i] = load_bits<UVec>(group + i * kLanes);
-    box_muller<VectorLanes>(words[0], words[1], v[0], v[1]);
-    box_muller<VectorLanes>(words[2], words[3], v[2], v[3]);
-    transpose4(v);
-    for (int i = 0; i < 4; ++i) store(group + i * kLanes, v[i]);
-  }
+  int64_t i = 0;
+  for (; i + kNormals < count; i += 2 * kNormals) normals_of_words<4>(z + i);
+  if (i < count) normals_of_words<2>(z + i);
 }
 
 }  // namespace aigc::AIGC_ISA

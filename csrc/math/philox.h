@@ -37,6 +37,11 @@ struct ScalarLanes {
     return f;
   }
   static AIGC_HD Float sqrt(Float f) { return sqrtf(f); }
+  // a b + c for products that a float holds exactly: fused or not, the same bits.
+  static AIGC_HD Float add_exact_product(Float a, float b, Float c) { return a * b + c; }
+  static AIGC_HD Float choose(Word top_bit, Float if_set, Float if_not) {
+    return top_bit >> 31 ? if_set : if_not;
+  }
 };
 
 // Keys of the ten rounds: the seed's halves plus multiples of the Weyl increments. 32 bits in 64, so that
@@ -71,7 +76,7 @@ AIGC_HD void philox(const PhiloxKeys& keys, typename L::Counter (&c)[4]) {
 template <class L>
 AIGC_HD typename L::Float normal_radius(typename L::Word word) {
   using Float = typename L::Float;
-  const Float u = L::to_float(word) * 0x1p-32f + 0x1p-33f;
+  const Float u = L::add_exact_product(L::to_float(word), 0x1p-32f, 0x1p-33f);
   // Exponent e and mantissa m in [sqrt(1/2), sqrt(2)), from the bits.
   const typename L::Word above = L::bits(u) - 0x3F3504F3u;
   const Float e = L::to_float(typename L::Int(above) >> 23);
@@ -87,31 +92,30 @@ AIGC_HD typename L::Float normal_radius(typename L::Word word) {
   p = p * f + 3.3333331174e-1f;
   p = p * f * z;
   p = p + e * -2.12194440e-4f;
-  p = p - z * 0.5f;
-  const Float log = f + p + e * 0.693359375f;
+  p = L::add_exact_product(z, -0.5f, p);
+  const Float log = L::add_exact_product(e, 0.693359375f, f + p);  // nine bits times six
   return L::sqrt(log * -2.0f);
 }
 
-// Cosine and sine of 2 pi word / 2^32, by quarter turns and Cephes' polynomials on [-pi/4, pi/4).
+// Cosine and sine of 2 pi word / 2^32, by Cephes' polynomials on [-pi/4, pi/4) about the nearest quarter
+// turn.
 template <class L>
 AIGC_HD void cos_sin(typename L::Word word, typename L::Float& cosine, typename L::Float& sine) {
   using Float = typename L::Float;
   using Word = typename L::Word;
-  const Word quarter = (word + 0x20000000u) >> 30;
+  const Word turned = word + 0x20000000u;  // its two top bits count the quarters
   const Float x =
-      L::to_float(typename L::Int(word - (quarter << 30))) * 1.4629180792671596e-9f;  // 2 pi / 2^32
+      L::to_float(typename L::Int(word - (turned & 0xC0000000u))) * 1.4629180792671596e-9f;  // 2 pi / 2^32
   const Float z = x * x;
   Float s = z * -1.9515295891e-4f + 8.3321608736e-3f;
   s = s * z - 1.6666654611e-1f;
   s = s * z * x + x;
   Float c = z * 2.443315711809948e-5f - 1.388731625493765e-3f;
   c = c * z + 4.166664568298827e-2f;
-  c = c * z * z - z * 0.5f + 1.0f;
-  const Word odd = (quarter & 1u) * 0xFFFFFFFFu;
-  const Word cosine_bits = (odd & L::bits(s)) | (~odd & L::bits(c));
-  const Word sine_bits = (odd & L::bits(c)) | (~odd & L::bits(s));
-  cosine = L::from_bits(cosine_bits ^ (((quarter + 1u) & 2u) << 30));
-  sine = L::from_bits(sine_bits ^ ((quarter & 2u) << 30));
+  c = L::add_exact_product(z, -0.5f, c * z * z) + 1.0f;
+  const Word odd = turned << 1;
+  cosine = L::from_bits(L::bits(L::choose(odd, s, c)) ^ ((turned + 0x40000000u) & 0x80000000u));
+  sine = L::from_bits(L::bits(L::choose(odd, c, s)) ^ (turned & 0x80000000u));
 }
 
 // A uniform number in [0, 1) on a grid of 2^-24, where a float is exact.
