@@ -110,14 +110,10 @@ class Op:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         chosen = _chosen.get()
         named = self._chosen_from(chosen) if chosen else AUTO
-        for backend, shortcut in self._shortcuts:
-            if named in (AUTO, backend):
-                try:
-                    result = shortcut(*args, **kwargs)
-                except TypeError:  # not the op's signature: the check says what it is
-                    break
-                if result is not NotImplemented:
-                    return result
+        for shortcut in self._shortcuts.get(named, ()):
+            result = shortcut(*args, **kwargs)
+            if result is not NotImplemented:
+                return result
         self.check(*args, **kwargs)
         if named != AUTO:
             return self._named(named, args, kwargs)(*args, **kwargs)
@@ -131,13 +127,14 @@ class Op:
         return chosen.get(self.name) or chosen.get(_EVERY_OP, AUTO)
 
     @functools.cached_property
-    def _shortcuts(self) -> tuple[tuple[str, Callable[..., Any]], ...]:
-        """(backend, shortcut) of the lines that have one and whose backend is here."""
-        return tuple(
-            (line.backend, _find(line.shortcut))
-            for line in self.lines
-            if line.shortcut and capability.missing(line.backend) is None
-        )
+    def _shortcuts(self) -> Mapping[str, list[Callable[..., Any]]]:
+        """The shortcuts of each backend that is here, and of all under "auto"."""
+        found: dict[str, list[Callable[..., Any]]] = {AUTO: []}
+        for line in self.lines:
+            if line.shortcut and capability.missing(line.backend) is None:
+                found[AUTO].append(_find(line.shortcut))
+                found[line.backend] = [_find(line.shortcut)]
+        return found
 
     @property
     def lines(self) -> tuple[Line, ...]:

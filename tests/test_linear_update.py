@@ -201,6 +201,20 @@ def test_shortcut_declines_what_is_not_plain() -> None:
         ([x], c, noise | {"streams": None}),
     ):
         assert _native.linear_update_direct(terms, coefficients, **more) is NotImplemented
+    for args, more in (
+        ((), {}),
+        (([x],), {}),
+        (([x], c, c), {}),
+        (([x], c), {"terms": [x]}),
+        (([x], c), {"z": x}),
+    ):
+        assert _native.linear_update_direct(*args, **more) is NotImplemented
+
+
+def test_names_of_arguments_may_be_any_equal_strings() -> None:
+    x, out = randn(2, 6), torch.empty(2, 6)
+    assert linear_update(**{"".join(["ter", "ms"]): [x], "coefficients": torch.ones(2, 1), "out": out}) is out
+    assert torch.equal(out, x)
 
 
 def test_wrong_signature_is_said_by_the_op() -> None:

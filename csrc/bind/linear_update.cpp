@@ -9,8 +9,6 @@
 namespace aigc {
 namespace {
 
-constexpr int64_t kSerial = 8192;  // elements that no kernel splits: asking for the thread count takes 0.6 us
-
 // noise: no addresses, or those of noise_scale, seeds and streams.
 LinearUpdateArgs update_args(const py::list& terms, const py::list& strides, uintptr_t result,
                              int64_t result_stride, uintptr_t coefficients, const py::sequence& noise,
@@ -57,13 +55,13 @@ void linear_update_on_gpu(const py::list& terms, const py::list& strides, uintpt
 #endif
 
 // A float32 tensor of these sizes, one number per row or per row and term.
-bool numbers(const py::object& tensor, std::initializer_list<int64_t> sizes, TensorView& view) {
-  if (!plain(tensor.ptr(), view) || !view.is_float32() || view.ndim != int(sizes.size())) return false;
+bool numbers(PyObject* tensor, std::initializer_list<int64_t> sizes, TensorView& view) {
+  if (!plain(tensor, view) || !view.is_float32() || view.ndim != int(sizes.size())) return false;
   return std::equal(sizes.begin(), sizes.end(), view.shape);
 }
 
-bool row_keys(const py::object& tensor, int64_t rows, TensorView& view) {
-  return plain(tensor.ptr(), view) && view.is_int64() && view.ndim == 1 && view.shape[0] == rows;
+bool row_keys(PyObject* tensor, int64_t rows, TensorView& view) {
+  return tensor && plain(tensor, view) && view.is_int64() && view.ndim == 1 && view.shape[0] == rows;
 }
 
 bool alike(const TensorView& a, const TensorView& b) {
@@ -71,60 +69,117 @@ bool alike(const TensorView& a, const TensorView& b) {
          std::equal(a.shape, a.shape + a.ndim, b.shape);
 }
 
-// The whole call, checks included, where all is plain; NotImplemented otherwise, and the op's own checks say
-// what is wrong or its adapter makes it plain. Through them a call of 16,384 elements took 13 us, 9 of which
-// were Python's.
-py::object linear_update_direct(const py::object& terms, const py::object& coefficients,
-                                const py::object& noise_scale, const py::object& seeds,
-                                const py::object& streams, const py::object& result) {
-  const py::object declined = py::reinterpret_borrow<py::object>(Py_NotImplemented);
-  if (!PyList_Check(terms.ptr()) && !PyTuple_Check(terms.ptr())) return declined;
-  const Py_ssize_t count = PySequence_Fast_GET_SIZE(terms.ptr());
-  PyObject** const items = PySequence_Fast_ITEMS(terms.ptr());
-  if (count < 1 || count > LinearUpdateArgs::kMaxTerms) return declined;
+// The op's arguments, by place or by name; null where there's none.
+struct Given {
+  PyObject *terms, *coefficients, *noise_scale, *seeds, *streams, *out;
 
-  LinearUpdateArgs args{};
-  TensorView x, other;
-  if (!plain(items[0], x) || x.ndim < 1 || x.numel() == 0) return declined;
-  if (!x.is_float32() && !x.is_bfloat16()) return declined;
+  static constexpr int kCount = 6, kPositional = 2;
+
+  // False where they aren't the op's. The names in a call are interned; others (of a dict made of strings
+  // put together) count as unknown.
+  bool read(PyObject* const* values, Py_ssize_t positional, PyObject* names) {
+    static PyObject* const known[kCount] = {
+        PyUnicode_InternFromString("terms"),       PyUnicode_InternFromString("coefficients"),
+        PyUnicode_InternFromString("noise_scale"), PyUnicode_InternFromString("seeds"),
+        PyUnicode_InternFromString("streams"),     PyUnicode_InternFromString("out")};
+    if (positional > kPositional) return false;
+    PyObject* found[kCount] = {};
+    std::copy(values, values + positional, found);
+    for (Py_ssize_t k = 0; names && k < PyTuple_GET_SIZE(names); ++k) {
+      const auto place = std::find(known, known + kCount, PyTuple_GET_ITEM(names, k)) - known;
+      if (place == kCount || found[place]) return false;
+      found[place] = values[positional + k];
+    }
+    for (PyObject*& value : found)
+      if (value == Py_None) value = nullptr;
+    *this = {found[0], found[1], found[2], found[3], found[4], found[5]};
+    return terms && coefficients;
+  }
+};
+
+// Fills in all but the result from arguments that are plain; `x` is the first term.
+bool plain_update(const Given& given, TensorView& x, LinearUpdateArgs& args) {
+  if (!PyList_Check(given.terms) && !PyTuple_Check(given.terms)) return false;
+  const Py_ssize_t count = PySequence_Fast_GET_SIZE(given.terms);
+  PyObject** const terms = PySequence_Fast_ITEMS(given.terms);
+  if (count < 1 || count > LinearUpdateArgs::kMaxTerms) return false;
+
+  TensorView other;
+  if (!plain(terms[0], x) || x.ndim < 1 || x.numel() == 0) return false;
+  if (!x.is_float32() && !x.is_bfloat16()) return false;
   args.dtype = x.is_float32() ? DType::kFloat32 : DType::kBFloat16;
   args.rows = x.shape[0], args.count = x.numel() / args.rows, args.num_terms = int(count);
-  for (int j = 0; j < count; ++j) {
-    if (!plain(items[j], other) || !alike(other, x)) return declined;
+  args.terms[0] = x.data, args.term_strides[0] = args.count;
+  for (int j = 1; j < count; ++j) {
+    if (!plain(terms[j], other) || !alike(other, x)) return false;
     args.terms[j] = other.data, args.term_strides[j] = args.count;
   }
-  if (!numbers(coefficients, {args.rows, count}, other)) return declined;
+  if (!numbers(given.coefficients, {args.rows, count}, other)) return false;
   args.coefficients = static_cast<const float*>(other.data);
 
-  if (!noise_scale.is_none()) {
-    if (!numbers(noise_scale, {args.rows}, other)) return declined;
-    args.noise_scale = static_cast<const float*>(other.data);
-    if (!row_keys(seeds, args.rows, other)) return declined;
-    args.seeds = static_cast<const int64_t*>(other.data);
-    if (!row_keys(streams, args.rows, other)) return declined;
-    args.streams = static_cast<const int64_t*>(other.data);
-  } else if (!seeds.is_none() || !streams.is_none()) {
-    return declined;
-  }
+  if (!given.noise_scale) return !given.seeds && !given.streams;
+  if (!numbers(given.noise_scale, {args.rows}, other)) return false;
+  args.noise_scale = static_cast<const float*>(other.data);
+  if (!row_keys(given.seeds, args.rows, other)) return false;
+  args.seeds = static_cast<const int64_t*>(other.data);
+  if (!row_keys(given.streams, args.rows, other)) return false;
+  args.streams = static_cast<const int64_t*>(other.data);
+  return true;
+}
 
-  const py::object target = result.is_none() ? empty_like(items[0]) : result;
-  if (!plain(target.ptr(), other) || !alike(other, x)) return declined;
-  args.out = other.data, args.out_stride = args.count;
-  args.threads = args.rows * args.count <= kSerial ? 1 : thread_count();
+// Asking for the thread count takes 0.6 us, so only where the kernel might split the work.
+int threads_for(const LinearUpdateArgs& args) {
+  const int64_t grain = args.noise_scale ? LinearUpdateArgs::kNoiseGrain : LinearUpdateArgs::kGrain;
+  return args.rows * args.count <= grain ? 1 : thread_count();
+}
+
+py::object update(const Given& given) {
+  py::object result;
+  TensorView x, out;
+  LinearUpdateArgs args{};
+  if (!plain_update(given, x, args)) return py::reinterpret_borrow<py::object>(Py_NotImplemented);
+  if (given.out) {
+    result = py::reinterpret_borrow<py::object>(given.out);
+  } else {
+    result = empty_like(PySequence_Fast_GET_ITEM(given.terms, 0));
+  }
+  if (!plain(result.ptr(), out) || !alike(out, x))
+    return py::reinterpret_borrow<py::object>(Py_NotImplemented);
+  args.out = out.data, args.out_stride = args.count, args.threads = threads_for(args);
   {
     py::gil_scoped_release unlocked;
     kernels().linear_update(args);
   }
-  return target;
+  return result;
 }
+
+// The whole call, checks included, where all is plain; NotImplemented otherwise, and the op's own checks say
+// what is wrong or its adapter makes it plain. Through them a call of 16,384 elements took 13 us, 9 of which
+// were Python's. Not through pybind11, which takes 0.5 us to look for the names.
+PyObject* linear_update_direct(PyObject*, PyObject* const* values, Py_ssize_t positional, PyObject* names) {
+  Given given;
+  if (!given.read(values, positional, names)) return Py_NewRef(Py_NotImplemented);
+  try {
+    return update(given).release().ptr();
+  } catch (py::error_already_set& error) {
+    error.restore();
+  } catch (const std::exception& error) {
+    PyErr_SetString(PyExc_RuntimeError, error.what());
+  }
+  return nullptr;
+}
+
+PyMethodDef direct_method = {
+    "linear_update_direct",
+    reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&linear_update_direct)),
+    METH_FASTCALL | METH_KEYWORDS, nullptr};
 
 }  // namespace
 
 void bind_linear_update(py::module_& m) {
   m.def("linear_update", &linear_update);
-  m.def("linear_update_direct", &linear_update_direct, py::arg("terms"), py::arg("coefficients"),
-        py::kw_only(), py::arg("noise_scale") = py::none(), py::arg("seeds") = py::none(),
-        py::arg("streams") = py::none(), py::arg("out") = py::none());
+  m.attr("linear_update_direct") =
+      py::reinterpret_steal<py::object>(PyCFunction_New(&direct_method, nullptr));
 #ifdef AIGC_WITH_CUDA
   m.def("linear_update_cuda", &linear_update_on_gpu);
 #endif

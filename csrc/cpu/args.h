@@ -195,6 +195,8 @@ struct PhiloxUniformArgs {
 // coefficient is zero aren't read. `out` may be a term.
 struct LinearUpdateArgs {
   static constexpr int kMaxTerms = 8;
+  // Elements worth waking a thread for, without noise and with it: some 10 us of either.
+  static constexpr int64_t kGrain = 65536, kNoiseGrain = 8192;
   const void* terms[kMaxTerms];
   int64_t term_strides[kMaxTerms];  // between rows; a row is contiguous
   int num_terms;

@@ -1,5 +1,5 @@
 // Solver step: out[b] = sum_j c[b, j] x_j[b] + s[b] z. Memory-bound without noise: J reads and one write per
-// element. The noise costs some 75 vector operations per sixteen elements; a block of it is made in the L1
+// element. The noise costs some 65 vector operations per sixteen elements; a block of it is made in the L1
 // cache and read back as one more term.
 #include "math/linear_update.h"
 
@@ -12,8 +12,6 @@ namespace {
 constexpr int64_t kBlock = 4096;  // elements of one row per work item; a multiple of kNoiseBlock
 // Results from this size on don't fit the caches along with a term.
 constexpr int64_t kStreamBytes = int64_t(1) << 25;
-// Elements worth waking a thread for: some 10 us of either.
-constexpr int64_t kGrain = 65536, kNoiseGrain = 8192;
 
 // The terms of one row that count.
 template <class T>
@@ -156,7 +154,7 @@ void linear_update(const LinearUpdateArgs& a) {
   if (a.count == 0) return;
   const int64_t blocks = (a.count + kBlock - 1) / kBlock;
   const bool streamed = is_streamed(a);
-  const int64_t worth = a.noise_scale ? kNoiseGrain : kGrain, size = a.count < kBlock ? a.count : kBlock;
+  const int64_t worth = a.noise_scale ? a.kNoiseGrain : a.kGrain, size = a.count < kBlock ? a.count : kBlock;
   parallel_for(a.rows * blocks, (worth + size - 1) / size, a.threads, [&](int64_t begin, int64_t end) {
     for (int64_t item = begin; item < end; ++item) {
       const int64_t b = item / blocks, first = item % blocks * kBlock;
