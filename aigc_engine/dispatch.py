@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -140,6 +141,7 @@ class Op:
     def lines(self) -> tuple[Line, ...]:
         """The op's registry lines."""
         if self._lines is None:
+            _keep_forks_usable()
             self._lines = lines_of(self.name)
         return self._lines
 
@@ -256,6 +258,16 @@ def chosen_backend(operation: Op) -> str:
 def explain(operation: Op, *args: Any, **kwargs: Any) -> Explanation:
     """Says who runs `operation(*args, **kwargs)` here and why the others don't."""
     return operation.explain(*args, **kwargs)
+
+
+@functools.cache
+def _keep_forks_usable() -> None:
+    """From the first use of an op on, PyTorch begins with one thread in a forked child.
+
+    Its OpenMP workers stay behind in the parent, and the first op that wants them would hang.
+    """
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=functools.partial(torch.set_num_threads, 1))
 
 
 def _op_names() -> set[str]:

@@ -19,11 +19,12 @@ NOISE = {"noise_scale": torch.ones(4), "seeds": torch.arange(4), "streams": torc
 C = torch.tensor([[0.5, 2.0]]).repeat(4, 1)
 
 PRELUDE = """
-import os, sys, torch
+import os, signal, sys, torch
 from aigc_engine import _native, native
 from aigc_engine.ops import philox_normal
 def work(seed=3):
     return philox_normal(torch.tensor([seed]), (200_000,))
+os.register_at_fork(after_in_child=lambda: signal.alarm(60))  # a child that hangs ends
 """
 
 
@@ -76,6 +77,24 @@ if child == 0:
     with native.use_threads(2):
         work()
     os._exit(0)
+print("child", os.waitpid(child, 0)[1])
+"""
+    assert run(code) == "child 0"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_fork_after_sampling() -> None:
+    """PyTorch's own ops hang in a child whose parent used its threads, unless they're told to do with one."""
+    code = """
+from aigc_engine import load
+torch.set_num_threads(2)
+torch.randn(2_000_000).exp().sum()
+sampler = load("digits-mlp-gan")
+before = sampler.sample(8, seed=1)
+child = os.fork()
+if child == 0:
+    torch.randn(2_000_000).exp().sum()
+    os._exit(0 if torch.equal(sampler.sample(8, seed=1), before) else 1)
 print("child", os.waitpid(child, 0)[1])
 """
     assert run(code) == "child 0"
@@ -175,7 +194,6 @@ def test_environment_sets_the_default() -> None:
 def test_signals_stay_with_the_main_thread() -> None:
     """A worker of our pool that took the signal would leave a sleeping main thread asleep."""
     code = """
-import signal
 with native.use_threads(3):
     work()
     child = os.fork()
