@@ -4,25 +4,26 @@
 
 #include "cpu/args.h"
 
-// Made of matrix products: compiled for every ISA level.
-#define AIGC_TILED_KERNELS(X) \
-  X(attention, AttentionArgs) \
-  X(ceiling, CeilingArgs)     \
-  X(conv, ConvArgs)           \
-  X(linear, LinearArgs)       \
-  X(pack_weight, PackWeightArgs)
+// Made of matrix products, or of so little else that rounding to bfloat16 is a third (one instruction where
+// there is AVX512_BF16): compiled for every ISA level.
+#define AIGC_TILED_KERNELS(X)    \
+  X(attention, AttentionArgs)    \
+  X(ceiling, CeilingArgs)        \
+  X(conv, ConvArgs)              \
+  X(group_norm, GroupNormArgs)   \
+  X(layer_norm, LayerNormArgs)   \
+  X(linear, LinearArgs)          \
+  X(pack_weight, PackWeightArgs) \
+  X(rms_norm, LayerNormArgs)
 
 // All others: compiled for portable, avx2 and avx512, whose functions the levels above share.
 #define AIGC_PLAIN_KERNELS(X)          \
   X(bias_act, BiasActArgs)             \
   X(decoder_step, DecoderStepArgs)     \
   X(glu, GluArgs)                      \
-  X(group_norm, GroupNormArgs)         \
-  X(layer_norm, LayerNormArgs)         \
   X(linear_update, LinearUpdateArgs)   \
   X(philox_normal, PhiloxNormalArgs)   \
   X(philox_uniform, PhiloxUniformArgs) \
-  X(rms_norm, LayerNormArgs)           \
   X(sample_token, SampleTokenArgs)
 
 namespace aigc {
