@@ -314,6 +314,8 @@ def conv2d(
     w = tensor_of(weight).to(x.dtype)
     inner = (pads[2], pads[0]) if symmetric else 0
     y = F.conv2d(x, w, bias, pair(stride), inner, pair(dilation), groups)
+    if channel_bias is None and residual is None:
+        return ACTIVATIONS[act](y, slope)  # in float32 inside, rounded once
     wide = y.float() if y.dtype == torch.bfloat16 else y
     if channel_bias is not None:
         wide = wide + channel_bias[:, :, None, None]

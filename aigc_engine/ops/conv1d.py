@@ -162,5 +162,7 @@ def conv1d(
         ValueError: shapes don't fit, unknown act, or the weight was changed after it was packed.
     """
     y = F.conv1d(F.pad(x, ends_of(padding)), tensor_of(weight).to(x.dtype), bias, stride, 0, dilation, groups)
-    wide = ACTIVATIONS[act](y.float() if y.dtype == torch.bfloat16 else y, slope)
-    return (wide if residual is None else wide + residual).to(x.dtype)
+    if residual is None:
+        return ACTIVATIONS[act](y, slope)  # in float32 inside, rounded once
+    wide = y.float() if y.dtype == torch.bfloat16 else y
+    return (ACTIVATIONS[act](wide, slope) + residual).to(x.dtype)

@@ -227,5 +227,7 @@ def conv_transpose2d(
     """
     w = tensor_of(weight).to(x.dtype)
     y = F.conv_transpose2d(x, w, bias, pair(stride), pair(padding), pair(output_padding))
-    wide = ACTIVATIONS[act](y.float() if y.dtype == torch.bfloat16 else y, slope)
-    return (wide if residual is None else wide + residual).to(x.dtype)
+    if residual is None:
+        return ACTIVATIONS[act](y, slope)  # in float32 inside, rounded once
+    wide = y.float() if y.dtype == torch.bfloat16 else y
+    return (ACTIVATIONS[act](wide, slope) + residual).to(x.dtype)

@@ -187,7 +187,32 @@ def _int8_samples(randn: Callable[..., Tensor], packed: Callable[..., PackedWeig
     )
 
 
-@op(check=_check_linear, samples=_samples, dtypes=checks.FLOATS, facts=_facts, cost=_cost, tiled=True)
+def _step_by_step(
+    x: Tensor,
+    weight: Tensor | PackedWeight,
+    bias: Tensor | None = None,
+    *,
+    act: str = "none",
+    slope: float = 0.01,
+    gate: Tensor | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """What one writes with PyTorch: every step in x's dtype."""
+    y = F.linear(x, tensor_of(weight).to(x.dtype), bias)
+    y = GATED[act](*y.chunk(2, dim=-1)) if act in GATED else ACTIVATIONS[act](y, slope)
+    y = y if gate is None else y * gate
+    return y if residual is None else y + residual
+
+
+@op(
+    check=_check_linear,
+    samples=_samples,
+    dtypes=checks.FLOATS,
+    facts=_facts,
+    cost=_cost,
+    tiled=True,
+    peer=_step_by_step,
+)
 def linear(
     x: Tensor,
     weight: Tensor | PackedWeight,
