@@ -197,7 +197,9 @@ def _step_by_step(
     gate: Tensor | None = None,
     residual: Tensor | None = None,
 ) -> Tensor:
-    """What one writes with PyTorch: every step in x's dtype."""
+    """What one writes with PyTorch: every step in x's dtype (int8 has no such thing)."""
+    if isinstance(weight, PackedWeight) and weight.product == "int8":
+        return linear.reference(x, weight, bias, act=act, slope=slope, gate=gate, residual=residual)
     y = F.linear(x, tensor_of(weight).to(x.dtype), bias)
     y = GATED[act](*y.chunk(2, dim=-1)) if act in GATED else ACTIVATIONS[act](y, slope)
     y = y if gate is None else y * gate
