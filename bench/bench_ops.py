@@ -36,7 +36,7 @@ def _cases_of(op: Op, dtype: torch.dtype) -> Iterator[Case]:
             name = f"{family}-{sample.name}"
             build = partial(_work, op, dtype, sample.name, name)
             target = TARGETS.get((op.name, sample.name))
-            yield Case("ops", name, f"PyTorch {peer}", build, target, seconds=2.0, family=family)
+            yield Case("ops", name, f"PyTorch {peer}", build, target, seconds=1.0, family=family)
 
 
 def _work(op: Op, dtype: torch.dtype, sample_name: str, name: str) -> Work:
