@@ -243,10 +243,20 @@ def _samples(dtype: torch.dtype, device: str) -> Iterator[Sample]:
     yield Sample(
         "chunks", (nhwc(2, 130, 9, 9), packed(35, 130, 3, 3), randn(35)), {"padding": 1}, batch_axis=0
     )
+    # Whole lines of channels: an image packed once, or Winograd's tiles.
+    moved = {"stride": (2, 1), "padding": (1, 2, 0, 3), "dilation": (1, 2)}
+    yield Sample("lines_moved", (nhwc(2, 64, 11, 13), packed(40, 64, 3, 3)), moved, batch_axis=0)
+    yield Sample("lines_beyond", (nhwc(2, 32, 2, 3), packed(17, 32, 3, 3)), {"padding": 4}, batch_axis=0)
+    both = {"concat": nhwc(2, 32, 7, 9), "padding": 1}
+    yield Sample("lines_concat", (nhwc(2, 32, 7, 9), packed(33, 64, 3, 3), randn(33)), both, batch_axis=0)
+    yield Sample("lines_1x1", (nhwc(2, 96, 5, 9), packed(40, 96, 1, 1), randn(40)), batch_axis=0)
     yield Sample("empty", (nhwc(0, 8, 6, 6), packed(8, 8, 3, 3)))
     whole = torch.randint(-4, 5, (2, 12, 7, 7), generator=g).to(device, dtype)
     weight = pack_conv2d(torch.randint(-1, 2, (6, 12, 3, 3), generator=g).to(device, dtype))
     yield Sample("integers", (whole, weight), {"padding": 1, "act": "relu"}, exact=dtype == torch.float32)
+    whole = torch.randint(-4, 5, (2, 32, 9, 7), generator=g).to(device, dtype)
+    weight = pack_conv2d(torch.randint(-1, 2, (6, 32, 3, 3), generator=g).to(device, dtype))
+    yield Sample("lines_integers", (whole, weight), {"padding": 1}, exact=dtype == torch.float32)
     for name, (B, C, out, size) in WORKLOADS.items():
         yield Sample(name, (nhwc(B, C, size, size), packed(out, C, 3, 3), randn(out)), same, bench=True)
 
@@ -295,9 +305,12 @@ def conv2d(
         (B, O, H', W') in x's dtype; channels-last from the native kernel.
 
     Precision: as the weight was packed; sums and all that follows in float32, rounded once. A sample's bits
-        don't depend on the other samples or on threads; they differ between ISA levels.
+        don't depend on the other samples or on threads; they differ between ISA levels. True float32
+        products of 3 x 3 taps at stride 1 are Winograd's, whose error is below a plain sum's (0.1 to 0.6 of
+        PyTorch's); an infinity or NaN in x then makes all outputs of its tiles NaN.
 
-    Memory: the result; blocks of x in tiles, at most half of the L2 cache a thread.
+    Memory: the result; blocks of x in tiles, at most three quarters of the L2 cache a thread; for Winograd's
+        products the weight once more, 16 / 9 as large, made at the first call that needs it.
 
     Raises:
         TypeError: differing dtypes, or weight neither tensor nor packed.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,6 +62,15 @@ class PackedWeight:
         """Whether this is `weight` as it is now, for the ISA level that runs now."""
         same = self.source.data_ptr() == weight.data_ptr() and self.version == version_of(weight)
         return same and self.dtype == weight.dtype and self.product == product_of(self.kind, weight, None)
+
+    @functools.cached_property
+    def winograd(self) -> Tensor:
+        """Of a float32 3 x 3 convolution: G w G' (csrc/cpu/winograd.cpp), made when first needed."""
+        from aigc_engine.native.linear import pack_rows
+
+        g = torch.tensor([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], dtype=torch.float64)
+        matrices = (g @ self.source.double() @ g.T).float().permute(2, 3, 0, 1).flatten(0, 1)
+        return torch.cat([pack_rows(matrix, self.product) for matrix in matrices])
 
     def __repr__(self) -> str:
         return f"PackedWeight({self.kind}, {tuple(self.shape)}, {self.dtype}, {self.product})"

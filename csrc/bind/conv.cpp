@@ -14,9 +14,8 @@ namespace {
 using Input = std::array<int64_t, 5>;
 using Pair = std::array<int64_t, 2>;
 
-}  // namespace
-
-void bind_conv(py::module_& m) {
+template <void (*KernelTable::*kernel)(const ConvArgs&)>
+void bind_kernel(py::module_& m, const char* name) {
   const auto run = [](const std::vector<Input>& inputs, uintptr_t weight, std::array<int64_t, 3> size,
                       Pair out_size, Pair taps, Pair stride, Pair dilation, Pair padding, int64_t upsample,
                       int64_t groups, std::array<int64_t, 4> place, int product, const EpilogueArgs& epilogue,
@@ -37,11 +36,18 @@ void bind_conv(py::module_& m) {
     a.upsample = upsample, a.groups = groups;
     for (size_t i = 0; i < 4; ++i) a.place[i] = place[i];
     a.product = Product(product), a.epilogue = epilogue, a.threads = threads;
-    kernels().conv(a);
+    (kernels().*kernel)(a);
   };
-  m.def("conv", run, py::arg("inputs"), py::arg("weight"), py::arg("size"), py::arg("out_size"),
+  m.def(name, run, py::arg("inputs"), py::arg("weight"), py::arg("size"), py::arg("out_size"),
         py::arg("taps"), py::arg("stride"), py::arg("dilation"), py::arg("padding"), py::arg("upsample"),
         py::arg("groups"), py::arg("place"), py::arg("product"), py::arg("epilogue"), py::arg("threads"));
+}
+
+}  // namespace
+
+void bind_conv(py::module_& m) {
+  bind_kernel<&KernelTable::conv>(m, "conv");
+  bind_kernel<&KernelTable::winograd>(m, "winograd");
 }
 
 }  // namespace aigc

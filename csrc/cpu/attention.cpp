@@ -175,6 +175,7 @@ class Attention {
     Block b{};
     b.left = left, b.rows = rows, b.left_tiles = left_tiles, b.tiles = tiles;
     b.zeros = int((tiles * P::kDepth - depth) / kStep);
+    b.sum_panel = kTileFloats;
     return b;
   }
 

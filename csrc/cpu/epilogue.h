@@ -45,7 +45,7 @@ AIGC_INLINE void finish_columns(const EpilogueArgs& e, Vec v, RowPlace place, in
 
 template <Activation A, class T, class Sums>
 void finish_plain(const EpilogueArgs& e, const RowPlace* places, int rows, int64_t panel, int count,
-                  const float* sums) {
+                  const float* sums, int64_t sum_panel) {
   for (int v = 0; v < count; ++v) {
     const int64_t c = (panel + v) * kLanes;
     const int n = int(smaller(kLanes, e.columns - c));
@@ -53,7 +53,7 @@ void finish_plain(const EpilogueArgs& e, const RowPlace* places, int rows, int64
     const Vec bias = e.bias ? load_columns<T>(e.bias, c, n) : splat(0.0f);
     const Sums worth(e, c);
     for (int r = 0; r < rows; ++r) {
-      const float* sum = sums + r / kTileRows * 2 * kTileFloats + v * kTileFloats + r % kTileRows * kLanes;
+      const float* sum = sums + v * sum_panel + r * kLanes;
       Vec x = worth(sum, places[r]) + bias;
       if (e.sample_bias)
         x = x + load_columns<T>(e.sample_bias, places[r].sample * e.sample_bias_stride + c, n);
@@ -64,7 +64,8 @@ void finish_plain(const EpilogueArgs& e, const RowPlace* places, int rows, int64
 
 // The sums of two panels: the same 16 columns of the first and of the second half.
 template <Gating G, class T, class Sums>
-void finish_gated(const EpilogueArgs& e, const RowPlace* places, int rows, int64_t panel, const float* sums) {
+void finish_gated(const EpilogueArgs& e, const RowPlace* places, int rows, int64_t panel, const float* sums,
+                  int64_t sum_panel) {
   const int64_t c = panel / 2 * kLanes;
   const int n = int(smaller(kLanes, e.columns - c));
   const Vec none = splat(0.0f);
@@ -72,23 +73,24 @@ void finish_gated(const EpilogueArgs& e, const RowPlace* places, int rows, int64
   const Vec first_bias = e.bias ? load_columns<T>(e.bias, c, n) : none;
   const Vec second_bias = e.bias ? load_columns<T>(e.bias, e.columns + c, n) : none;
   for (int r = 0; r < rows; ++r) {
-    const float* sum = sums + r / kTileRows * 2 * kTileFloats + r % kTileRows * kLanes;
+    const float* sum = sums + r * kLanes;
     const Vec first = first_worth(sum, places[r]) + first_bias;
-    const Vec second = second_worth(sum + kTileFloats, places[r]) + second_bias;
+    const Vec second = second_worth(sum + sum_panel, places[r]) + second_bias;
     const Vec y = G == Gating::kGeglu ? first * vgelu(second) : vsilu(first) * second;
     finish_columns<T>(e, y, places[r], c, n);
   }
 }
 
-// Finishes `rows` rows (from the first row of a row tile on) of `count` panels.
+// Finishes `rows` rows of `count` panels, whose sums lie `sum_panel` floats apart.
 template <class T, class Sums>
 inline void finish(const EpilogueArgs& e, const RowPlace* places, int rows, int64_t panel, int count,
-                   const float* sums) {
-  if (e.gating == Gating::kGeglu) return finish_gated<Gating::kGeglu, T, Sums>(e, places, rows, panel, sums);
+                   const float* sums, int64_t sum_panel) {
+  if (e.gating == Gating::kGeglu)
+    return finish_gated<Gating::kGeglu, T, Sums>(e, places, rows, panel, sums, sum_panel);
   if (e.gating == Gating::kSwiglu)
-    return finish_gated<Gating::kSwiglu, T, Sums>(e, places, rows, panel, sums);
+    return finish_gated<Gating::kSwiglu, T, Sums>(e, places, rows, panel, sums, sum_panel);
   with_activation(e.act, [&](auto act) {
-    finish_plain<decltype(act)::value, T, Sums>(e, places, rows, panel, count, sums);
+    finish_plain<decltype(act)::value, T, Sums>(e, places, rows, panel, count, sums, sum_panel);
   });
 }
 

@@ -32,7 +32,7 @@ struct ScratchPlan {
   ScratchPlan(const GemmShape& s, const Blocking& b) {
     // Tile loads of a short last row tile read past it.
     left = round_up(b.rows * (b.whole ? s.tiles : b.tiles) * P::kLeft + kTileRows * P::kLeft, kTileLine);
-    sums = b.rows * (b.tiles < s.tiles ? b.panels : kPanels) * kLanes * 4;
+    sums = round_up(b.rows, kTileRows) * (b.tiles < s.tiles ? b.panels : kPanels) * kLanes * 4;
     places = b.rows * int64_t(sizeof(RowPlace));
   }
 
@@ -156,12 +156,11 @@ struct Gemm {
     b.left_tiles = blocking.whole ? shape.tiles : tiles;
     b.left_offset = blocking.whole ? tile : 0;
     b.right = right + (gated ? p / 2 : p) * panel_bytes() + tile * P::kRight;
-    b.sums = task.sums + (chunked ? (p - panel) * row_tiles * kTileFloats : 0);
-    b.sum_row_tile = kPanels * kTileFloats, b.add = tile > 0;
+    b.sum_row_tile = kTileFloats, b.sum_panel = row_tiles * kTileFloats;
+    b.sums = task.sums + (chunked ? (p - panel) * b.sum_panel : 0), b.add = tile > 0;
     multiply<P, V>(b, [&](int row, int rows) __attribute__((always_inline)) {
       if (ends)
-        finish<T, SumsOf<P>>(epilogue, task.places + row, rows, p, V,
-                             b.sums + row / kTileRows * b.sum_row_tile);
+        finish<T, SumsOf<P>>(epilogue, task.places + row, rows, p, V, b.sums + row * kLanes, b.sum_panel);
     });
   }
 };

@@ -1,8 +1,8 @@
 // Blocks of tiles times panels.
 //
 // Left operand, packed for the block: [row tile][depth tile][rows of the tile][P::kLeft]. Right operand,
-// packed once: panels of 16 columns, [panel][depth tile][P::kRight]. Sums: [row tile][panel][16][16] of 4
-// bytes, float32 or int32 by the product.
+// packed once: panels of 16 columns, [panel][depth tile][P::kRight]. Sums: 4 bytes, float32 or int32 by the
+// product, 16 of a panel beside each other.
 //
 // Napkin maths. Vector levels: 8 x 2 accumulators (AVX-512) read 2 lines and 8 broadcasts for 16 operations.
 // Tile levels: 2 x 2 tiles read 4 KiB (at best 32 cycles from L1) for 4 dots of 16 cycles each, so one of the
@@ -29,8 +29,9 @@ constexpr int kRowSteps[] = {1};
 // Sums in stretches of P::kStretch depth tiles, each from zero, so that float32's error grows with the number
 // of stretches and not of products; chunks of depth end between stretches, so cutting changes nothing.
 template <class P, int R, int V>
-AIGC_INLINE void multiply_rows(const char* left, int64_t left_tile, const char* right, int64_t panel,
-                               int64_t tiles, int zeros, float* sums, bool add) {
+AIGC_INLINE void multiply_rows(const char* left, int64_t pitch, int64_t left_tile, const char* right,
+                               int64_t panel, int64_t tiles, int zeros, float* sums, int64_t sum_panel,
+                               bool add) {
   using Sum = typename P::Sum;
   for (int64_t begin = 0; begin < tiles; begin += P::kStretch, add = true) {
     Sum acc[R][V];
@@ -41,31 +42,42 @@ AIGC_INLINE void multiply_rows(const char* left, int64_t left_tile, const char* 
     for (int64_t t = begin; t < whole; ++t) {
 #pragma GCC unroll 4
       for (int k = 0; k < kTileRows; ++k)
-        P::template step<R, V>(acc, left + t * left_tile, right + t * P::kRight, panel, k);
+        P::template step<R, V>(acc, left + t * left_tile, pitch, right + t * P::kRight, panel, k);
     }
     if (whole < end)
 #pragma GCC unroll 4
       for (int k = 0; k < kTileRows - zeros; ++k)
-        P::template step<R, V>(acc, left + whole * left_tile, right + whole * P::kRight, panel, k);
+        P::template step<R, V>(acc, left + whole * left_tile, pitch, right + whole * P::kRight, panel, k);
     for (int r = 0; r < R; ++r)
       for (int v = 0; v < V; ++v) {
-        float* sum = sums + v * kTileFloats + r * kLanes;
+        float* sum = sums + v * sum_panel + r * kLanes;
         store_bits(sum, add ? load_bits<Sum>(sum) + acc[r][v] : acc[r][v]);
       }
   }
 }
 
+constexpr int kMostRows = kRowSteps[0];
+
+// multiply_rows for any number of rows up to R.
+template <class P, int V, int R = kMostRows, class... Rest>
+AIGC_INLINE void multiply_few(int rows, Rest... rest) {
+  if (rows == R) return multiply_rows<P, R, V>(rest...);
+  if constexpr (R > 1) multiply_few<P, V, R - 1>(rows, rest...);
+}
+
 // Rows [row, rows) of one row tile, in steps of kRowSteps[S] and smaller.
 template <class P, int V, size_t S = 0>
 AIGC_INLINE void multiply_steps(int row, int rows, const char* left, int64_t left_tile, const char* right,
-                                int64_t panel, int64_t tiles, int zeros, float* sums, bool add) {
+                                int64_t panel, int64_t tiles, int zeros, float* sums, int64_t sum_panel,
+                                bool add) {
   constexpr int R = kRowSteps[S];
   for (; row + R <= rows; row += R)
-    multiply_rows<P, R, V>(left + row * P::kLeft, left_tile, right, panel, tiles, zeros, sums + row * kLanes,
-                           add);
+    multiply_rows<P, R, V>(left + row * P::kLeft, P::kLeft, left_tile, right, panel, tiles, zeros,
+                           sums + row * kLanes, sum_panel, add);
   if constexpr (R > 1)
     if (row < rows)
-      multiply_steps<P, V, S + 1>(row, rows, left, left_tile, right, panel, tiles, zeros, sums, add);
+      multiply_steps<P, V, S + 1>(row, rows, left, left_tile, right, panel, tiles, zeros, sums, sum_panel,
+                                  add);
 }
 
 #if defined(__AMX_TILE__) || defined(AIGC_EMULATE_TILES)
@@ -73,12 +85,13 @@ AIGC_INLINE void multiply_steps(int row, int rows, const char* left, int64_t lef
 // R row tiles by V panels. Lines past a tile's rows hold whatever follows: they give rows that nobody reads.
 template <class P, int R, int V>
 inline void multiply_tiles(const char* left, int64_t row_tile, int64_t left_tile, const char* right,
-                           int64_t panel, int64_t tiles, float* sums, int64_t sum_row_tile, bool add) {
+                           int64_t panel, int64_t tiles, float* sums, int64_t sum_row_tile, int64_t sum_panel,
+                           bool add) {
   if (add) {
     tile_load<0>(sums, kTileLine);
-    if constexpr (V > 1) tile_load<1>(sums + kTileFloats, kTileLine);
+    if constexpr (V > 1) tile_load<1>(sums + sum_panel, kTileLine);
     if constexpr (R > 1) tile_load<2>(sums + sum_row_tile, kTileLine);
-    if constexpr (R > 1 && V > 1) tile_load<3>(sums + sum_row_tile + kTileFloats, kTileLine);
+    if constexpr (R > 1 && V > 1) tile_load<3>(sums + sum_row_tile + sum_panel, kTileLine);
   } else {
     tile_zero<0>(), tile_zero<1>(), tile_zero<2>(), tile_zero<3>();
   }
@@ -96,9 +109,9 @@ inline void multiply_tiles(const char* left, int64_t row_tile, int64_t left_tile
     }
   }
   tile_store<0>(sums, kTileLine);
-  if constexpr (V > 1) tile_store<1>(sums + kTileFloats, kTileLine);
+  if constexpr (V > 1) tile_store<1>(sums + sum_panel, kTileLine);
   if constexpr (R > 1) tile_store<2>(sums + sum_row_tile, kTileLine);
-  if constexpr (R > 1 && V > 1) tile_store<3>(sums + sum_row_tile + kTileFloats, kTileLine);
+  if constexpr (R > 1 && V > 1) tile_store<3>(sums + sum_row_tile + sum_panel, kTileLine);
 }
 
 #endif
@@ -114,8 +127,8 @@ struct Block {
   int64_t tiles;  // depth tiles to go
   int zeros;      // 4-byte steps at the end of the last one that are zeros; vector levels leave them out
   float* sums;
-  int64_t sum_row_tile;  // floats between row tiles
-  bool add;              // to what is in `sums`
+  int64_t sum_row_tile, sum_panel;  // floats between row tiles, between panels
+  bool add;                         // to what is in `sums`
 };
 
 // Multiplies V <= kPanels panels; done(first row, rows) is told of each stretch of finished row tiles.
@@ -129,15 +142,17 @@ AIGC_INLINE void multiply(const Block& b, const Done& done) {
 #if defined(__AMX_TILE__) || defined(AIGC_EMULATE_TILES)
       if (b.rows - row >= 2 * kTileRows) {
         multiply_tiles<P, 2, V>(left, kTileRows * b.left_tiles * P::kLeft, kTileRows * P::kLeft, b.right,
-                                b.panel, b.tiles, sums, b.sum_row_tile, b.add);
+                                b.panel, b.tiles, sums, b.sum_row_tile, b.sum_panel, b.add);
         done(row, 2 * kTileRows);
         row += kTileRows;
         continue;
       }
-      multiply_tiles<P, 1, V>(left, 0, rows * P::kLeft, b.right, b.panel, b.tiles, sums, 0, b.add);
+      multiply_tiles<P, 1, V>(left, 0, rows * P::kLeft, b.right, b.panel, b.tiles, sums, 0, b.sum_panel,
+                              b.add);
 #endif
     } else {
-      multiply_steps<P, V>(0, rows, left, rows * P::kLeft, b.right, b.panel, b.tiles, b.zeros, sums, b.add);
+      multiply_steps<P, V>(0, rows, left, rows * P::kLeft, b.right, b.panel, b.tiles, b.zeros, sums,
+                           b.sum_panel, b.add);
     }
     done(row, rows);
   }

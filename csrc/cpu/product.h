@@ -2,7 +2,8 @@
 //
 // kDepth: elements of depth in a tile. kLeft, kRight: bytes that a left line and a right tile take. Sum: a
 // vector of sums. kScaled: rows are quantised to int8 when packed, their scales applied to the sums. step():
-// acc[R][V] += the products of 4 bytes of depth of R left rows with those of V right lines (vector levels).
+// acc[R][V] += the products of 4 bytes of depth of R left rows, `pitch` bytes apart, with those of V right
+// lines (vector levels).
 // kStretch: depth tiles that a vector level sums before it adds them to the rest. Every accumulator takes its
 // products in order of depth, so an element's bits don't depend on how many rows
 // or columns are computed beside it.
@@ -31,12 +32,13 @@ struct Float32Product {
   static constexpr int kDepth = 16, kLeft = kTileLine, kRight = kTileBytes, kStretch = 4;
 
   template <int R, int V>
-  AIGC_MEMBER static void step(Vec (&acc)[R][V], const char* left, const char* right, int64_t panel, int k) {
+  AIGC_MEMBER static void step(Vec (&acc)[R][V], const char* left, int64_t pitch, const char* right,
+                               int64_t panel, int k) {
     Vec b[V];
     for (int v = 0; v < V; ++v) b[v] = load_bits<Vec>(right + v * panel + k * kTileLine);
     for (int r = 0; r < R; ++r) {
       float a;
-      std::memcpy(&a, left + r * kLeft + k * 4, sizeof a);
+      std::memcpy(&a, left + r * pitch + k * 4, sizeof a);
       for (int v = 0; v < V; ++v) acc[r][v] = madd(splat(a), b[v], acc[r][v]);
     }
   }
@@ -51,14 +53,14 @@ constexpr bool kDotsBF16 = false;
 // One or more bfloat16 pairs of depth. Levels without bfloat16 arithmetic hold left pairs as float32 and
 // widen right lines as they come.
 template <int R, int V>
-AIGC_INLINE void step_bf16(Vec (&acc)[R][V], const char* left, int left_stride, const char* right,
+AIGC_INLINE void step_bf16(Vec (&acc)[R][V], const char* left, int64_t pitch, const char* right,
                            int64_t panel, int k) {
 #if defined(__AVX512BF16__)
   __m512bh b[V];
   for (int v = 0; v < V; ++v) b[v] = (__m512bh)_mm512_loadu_si512(right + v * panel + k * kTileLine);
   for (int r = 0; r < R; ++r) {
     int32_t pair;
-    std::memcpy(&pair, left + r * left_stride + k * 4, sizeof pair);
+    std::memcpy(&pair, left + r * pitch + k * 4, sizeof pair);
     const __m512bh a = (__m512bh)_mm512_set1_epi32(pair);
     for (int v = 0; v < V; ++v) acc[r][v].part[0] = _mm512_dpbf16_ps(acc[r][v].part[0], a, b[v]);
   }
@@ -70,7 +72,7 @@ AIGC_INLINE void step_bf16(Vec (&acc)[R][V], const char* left, int left_stride, 
   }
   for (int r = 0; r < R; ++r) {
     float a[2];
-    std::memcpy(a, left + r * left_stride + k * 8, sizeof a);
+    std::memcpy(a, left + r * pitch + k * 8, sizeof a);
     for (int v = 0; v < V; ++v) acc[r][v] = madd(splat(a[1]), odd[v], madd(splat(a[0]), even[v], acc[r][v]));
   }
 #endif
@@ -89,8 +91,9 @@ struct BFloat16Product {
   static constexpr Part kParts[] = {{0, 0}};
 
   template <int R, int V>
-  AIGC_MEMBER static void step(Vec (&acc)[R][V], const char* left, const char* right, int64_t panel, int k) {
-    step_bf16(acc, left, kLeft, right, panel, k);
+  AIGC_MEMBER static void step(Vec (&acc)[R][V], const char* left, int64_t pitch, const char* right,
+                               int64_t panel, int k) {
+    step_bf16(acc, left, pitch, right, panel, k);
   }
 
   template <int D, int A, int B>
@@ -110,8 +113,9 @@ struct SplitProduct {
   static constexpr Part kParts[] = {{0, 0}, {0, kTileBytes}, {kHalf, 0}};
 
   template <int R, int V>
-  AIGC_MEMBER static void step(Vec (&acc)[R][V], const char* left, const char* right, int64_t panel, int k) {
-    for (const Part& part : kParts) step_bf16(acc, left + part.left, kLeft, right + part.right, panel, k);
+  AIGC_MEMBER static void step(Vec (&acc)[R][V], const char* left, int64_t pitch, const char* right,
+                               int64_t panel, int k) {
+    for (const Part& part : kParts) step_bf16(acc, left + part.left, pitch, right + part.right, panel, k);
   }
 
   template <int D, int A, int B>
@@ -158,13 +162,14 @@ struct Int8Product {
   }
 
   template <int R, int V>
-  AIGC_MEMBER static void step(UVec (&acc)[R][V], const char* left, const char* right, int64_t panel, int k) {
+  AIGC_MEMBER static void step(UVec (&acc)[R][V], const char* left, int64_t pitch, const char* right,
+                               int64_t panel, int k) {
 #if defined(__AVX512VNNI__)
     __m512i b[V];
     for (int v = 0; v < V; ++v) b[v] = _mm512_loadu_si512(right + v * panel + k * kTileLine);
     for (int r = 0; r < R; ++r) {
       int32_t four;
-      std::memcpy(&four, left + r * kLeft + k * 4, sizeof four);
+      std::memcpy(&four, left + r * pitch + k * 4, sizeof four);
       const __m512i a = _mm512_set1_epi32(four);
       for (int v = 0; v < V; ++v)
         acc[r][v].part[0] = UVec::Part(_mm512_dpbusd_epi32(__m512i(acc[r][v].part[0]), a, b[v]));
@@ -176,7 +181,7 @@ struct Int8Product {
       for (int half = 0; half < 2; ++half) {
         for (int r = 0; r < R; ++r) {
           uint32_t pair;
-          std::memcpy(&pair, left + r * kLeft + k * 8 + half * 4, sizeof pair);
+          std::memcpy(&pair, left + r * pitch + k * 8 + half * 4, sizeof pair);
           acc[r][v] = dot_pairs(fill(pair), b[half], acc[r][v]);
         }
       }

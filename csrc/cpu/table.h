@@ -14,7 +14,8 @@
   X(layer_norm, LayerNormArgs)   \
   X(linear, LinearArgs)          \
   X(pack_weight, PackWeightArgs) \
-  X(rms_norm, LayerNormArgs)
+  X(rms_norm, LayerNormArgs)     \
+  X(winograd, ConvArgs)
 
 // All others: compiled for portable, avx2 and avx512, whose functions the levels above share.
 #define AIGC_PLAIN_KERNELS(X)          \

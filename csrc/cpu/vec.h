@@ -72,7 +72,7 @@ using QVec = Lanes<uint64_t>;  // eight of them
 template <class T>
 AIGC_INLINE Lanes<T> fill(T value) {
   Lanes<T> v;
-  for (auto& part : v.part) part = typename Lanes<T>::Part{} + value;
+  for (auto& part : v.part) part = value - typename Lanes<T>::Part{};  // 0 + -0 would be an addition
   return v;
 }
 
