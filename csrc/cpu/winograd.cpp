@@ -20,11 +20,14 @@ using P = Float32Product;
 constexpr int kSide = 4, kPositions = kSide * kSide;  // of a tile's input
 constexpr int kOut = 2, kOutputs = kOut * kOut;
 
+// Lines between positions, so that their strides are no powers of two and 16 of them share no set of L1.
+constexpr int64_t kGap = kTileLine;
+
 struct WinogradBlocking {
   int64_t tiles, panels;
-  int64_t inputs, sums, outputs, places, slots;  // bytes of scratch beside each other
+  int64_t inputs, sums, outputs, zeros, places, slots;  // bytes of scratch beside each other
 
-  int64_t bytes() const { return inputs + sums + outputs + places + slots; }
+  int64_t bytes() const { return inputs + sums + outputs + zeros + places + slots; }
 };
 
 class Winograd {
@@ -47,6 +50,8 @@ class Winograd {
       task.inputs = room, room += blocking_.inputs;
       task.sums = reinterpret_cast<float*>(room), room += blocking_.sums;
       task.outputs = reinterpret_cast<float*>(room), room += blocking_.outputs;
+      task.zeros = reinterpret_cast<float*>(room), room += blocking_.zeros;
+      std::memset(task.zeros, 0, size_t(blocking_.zeros));
       task.places = reinterpret_cast<RowPlace*>(room), room += blocking_.places;
       task.slots = reinterpret_cast<int32_t*>(room);
       int64_t entered = -1;
@@ -66,11 +71,14 @@ class Winograd {
     char* inputs;      // [position][depth tile][tile][64 bytes]
     float* sums;       // [position][panel][tile][16]
     float* outputs;    // [panel][row][16]
+    float* zeros;      // a pixel beside the image
     RowPlace* places;  // of rows
     int32_t* slots;    // [tile][2][2]: the output's row, or one that nobody reads
     int64_t tiles, rows;
   };
 
+  int64_t input_position() const { return depth_ * blocking_.tiles * P::kLeft + kGap; }   // bytes
+  int64_t sum_position() const { return kPanels * blocking_.tiles * kLanes + kGap / 4; }  // floats
   static int64_t parts(int64_t whole, int64_t part) { return (whole + part - 1) / part; }
 
   // As in gemm.h: estimated cycles of each choice.
@@ -84,9 +92,10 @@ class Winograd {
         const int64_t panels = round_up(parts(panels_, ranges), kPanels);
         const WinogradBlocking b{tiles,
                                  panels,
-                                 kPositions * depth_ * tiles * P::kLeft,
-                                 kPositions * kPanels * tiles * kLanes * 4,
+                                 kPositions * (depth_ * tiles * P::kLeft + kGap),
+                                 kPositions * (kPanels * tiles * kLanes * 4 + kGap),
                                  (kOutputs * tiles + 1) * kPanels * kLanes * 4,
+                                 depth_ * P::kLeft,
                                  kOutputs * tiles * int64_t(sizeof(RowPlace)),
                                  kOutputs * tiles * 4};
         if (size_t(b.bytes()) > caches().l2 / 4 * 3 && best.tiles) continue;
@@ -114,22 +123,33 @@ class Winograd {
         if (inside)
           task.places[task.rows++] = source_.place((b * a_.out_height + row) * a_.out_width + column);
       }
-      for (int64_t d = 0; d < depth_; ++d)
-        transform_input({b, y - a_.padding[0], x - a_.padding[1]}, d * P::kDepth,
-                        task.inputs + (d * blocking_.tiles + t) * P::kLeft);
+      const typename PatchSource<P, float>::Pixel pixel{b, y - a_.padding[0], x - a_.padding[1]};
+      char* to = task.inputs + t * P::kLeft;
+      const int64_t seam = source_.first_channels / P::kDepth;
+      transform_pixels(task, pixel, 0, seam, to);
+      if (seam < depth_) transform_pixels(task, pixel, seam, depth_, to);
     }
   }
 
+  // Depth tiles [d, end) of one input's 4 x 4 pixels.
+  void transform_pixels(const Task& task, const typename PatchSource<P, float>::Pixel& pixel, int64_t d,
+                        int64_t end, char* to) const {
+    const float* from[kPositions];
+    for (int i = 0; i < kPositions; ++i) {
+      from[i] = source_.at(pixel, i / kSide, i % kSide, d * P::kDepth);
+      if (!from[i]) from[i] = task.zeros;
+    }
+    for (int64_t k = 0; d < end; ++d, k += P::kDepth)
+      transform_input(from, k, to + d * blocking_.tiles * P::kLeft);
+  }
+
   // B' x B of 16 channels.
-  void transform_input(const PatchSource<P, float>::Pixel& pixel, int64_t channel, char* to) const {
-    const int64_t position = depth_ * blocking_.tiles * P::kLeft;
+  AIGC_MEMBER void transform_input(const float* const* from, int64_t k, char* to) const {
+    const int64_t position = input_position();
     Vec x[kSide][kSide];
     for (int i = 0; i < kSide; ++i) {
       Vec row[kSide];
-      for (int j = 0; j < kSide; ++j) {
-        const float* from = source_.at(pixel, i, j, channel);
-        row[j] = from ? load(from) : splat(0.0f);
-      }
+      for (int j = 0; j < kSide; ++j) row[j] = load(from[i * kSide + j] + k);
       x[i][0] = row[0] - row[2], x[i][1] = row[1] + row[2];
       x[i][2] = row[2] - row[1], x[i][3] = row[1] - row[3];
     }
@@ -148,8 +168,8 @@ class Winograd {
     const int64_t steps = parts(task.tiles, kMostRows);
     for (int q = 0; q < kPositions; ++q) {
       const char* right = static_cast<const char*>(a_.weight) + (q * panels_ + p) * panel;
-      const char* left = task.inputs + q * depth_ * blocking_.tiles * P::kLeft;
-      float* sums = task.sums + q * kPanels * sum_panel;
+      const char* left = task.inputs + q * input_position();
+      float* sums = task.sums + q * sum_position();
       for (int64_t step = 0, t = 0; step < steps; ++step) {
         const int n = int(task.tiles / steps + (step < task.tiles % steps));
         multiply_few<P, V>(n, left + t * P::kLeft, int64_t(P::kLeft), blocking_.tiles * P::kLeft, right,
@@ -160,13 +180,14 @@ class Winograd {
     const int64_t out_panel = (kOutputs * blocking_.tiles + 1) * kLanes;
     for (int v = 0; v < V; ++v)
       for (int64_t t = 0; t < task.tiles; ++t)
-        transform_output(task.sums + v * sum_panel + t * kLanes, kPanels * sum_panel,
-                         task.outputs + v * out_panel, task.slots + t * kOutputs);
+        transform_output(task.sums + v * sum_panel + t * kLanes, sum_position(), task.outputs + v * out_panel,
+                         task.slots + t * kOutputs);
     finish<float, PlainSums>(a_.epilogue, task.places, int(task.rows), p, V, task.outputs, out_panel);
   }
 
   // A' m A of 16 outputs.
-  static void transform_output(const float* sums, int64_t position, float* to, const int32_t* slots) {
+  AIGC_MEMBER static void transform_output(const float* sums, int64_t position, float* to,
+                                           const int32_t* slots) {
     Vec m[kOut][kSide];
     for (int j = 0; j < kSide; ++j) {
       Vec column[kSide];
