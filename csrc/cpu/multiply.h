@@ -26,23 +26,27 @@ constexpr int kRowSteps[] = {2, 1};
 constexpr int kRowSteps[] = {1};
 #endif
 
-// Sums in stretches of P::kStretch depth tiles, each from zero, so that float32's error grows with the number
-// of stretches and not of products; chunks of depth end between stretches, so cutting changes nothing.
-template <class P, int R, int V>
+// Sums in stretches of depth tiles, each from zero, so that float32's error grows with the number of
+// stretches and not of products; chunks of depth end between stretches, so cutting changes nothing. Ahead:
+// lines aren't packed beside each other, so the next R rows' are called for meanwhile.
+template <class P, int R, int V, bool Ahead = false>
 AIGC_INLINE void multiply_rows(const char* left, int64_t pitch, int64_t left_tile, const char* right,
                                int64_t panel, int64_t tiles, int zeros, float* sums, int64_t sum_panel,
-                               bool add) {
+                               bool add, int64_t stretch = P::kStretch) {
   using Sum = typename P::Sum;
-  for (int64_t begin = 0; begin < tiles; begin += P::kStretch, add = true) {
+  for (int64_t begin = 0; begin < tiles; begin += stretch, add = true) {
     Sum acc[R][V];
     for (int r = 0; r < R; ++r)
       for (int v = 0; v < V; ++v) acc[r][v] = Sum(splat(0.0f));
-    const int64_t end = tiles - begin < P::kStretch ? tiles : begin + P::kStretch;
+    const int64_t end = tiles - begin < stretch ? tiles : begin + stretch;
     const int64_t whole = zeros && end == tiles ? end - 1 : end;
     for (int64_t t = begin; t < whole; ++t) {
+      const char* line = left + t * left_tile;
+      if constexpr (Ahead)
+        for (int r = 0; r < R; ++r) __builtin_prefetch(line + (R + r) * pitch);
 #pragma GCC unroll 4
       for (int k = 0; k < kTileRows; ++k)
-        P::template step<R, V>(acc, left + t * left_tile, pitch, right + t * P::kRight, panel, k);
+        P::template step<R, V>(acc, line, pitch, right + t * P::kRight, panel, k);
     }
     if (whole < end)
 #pragma GCC unroll 4
@@ -58,10 +62,10 @@ AIGC_INLINE void multiply_rows(const char* left, int64_t pitch, int64_t left_til
 
 constexpr int kMostRows = kRowSteps[0];
 
-// multiply_rows for any number of rows up to R.
+// multiply_rows for any number of rows up to R, whose lines lie apart.
 template <class P, int V, int R = kMostRows, class... Rest>
 AIGC_INLINE void multiply_few(int rows, Rest... rest) {
-  if (rows == R) return multiply_rows<P, R, V>(rest...);
+  if (rows == R) return multiply_rows<P, R, V, true>(rest...);
   if constexpr (R > 1) multiply_few<P, V, R - 1>(rows, rest...);
 }
 

@@ -67,6 +67,8 @@ class PaddedConv {
   };
 
   static int64_t parts(int64_t whole, int64_t part) { return (whole + part - 1) / part; }
+  // The length of parts as equal as can be, none above `most`.
+  static int64_t even(int64_t whole, int64_t most) { return parts(whole, parts(whole, most)); }
 
   // Input pixels under so many output pixels.
   int64_t under(int64_t pixels, int axis) const {
@@ -155,10 +157,10 @@ class PaddedConv {
   // Depth in chunks whose panels stay in L1 while the rectangle's rows pass by.
   template <int V>
   void multiply_panels(const Task& task, int64_t p) const {
-    const int64_t stretches = int64_t(caches().l1) / 2 / (kPanels * P::kRight) / P::kStretch;
-    const int64_t most = (stretches < 1 ? 1 : stretches) * P::kStretch;
     const int64_t runs = joined_ ? 1 : a_.taps[1], run = a_.taps[1] / runs * pixel_lines_;
-    const int64_t chunk = round_up(parts(run, parts(run, most)), P::kStretch);
+    const int64_t stretch = even(run, P::kStretch);
+    const int64_t stretches = int64_t(caches().l1) / 4 * 3 / (kPanels * P::kRight) / stretch;
+    const int64_t chunk = (stretches < 1 ? 1 : stretches) * stretch;
     const int64_t rows = task.height * task.width, panel = a_.taps[0] * runs * run * P::kRight;
     std::memset(task.sums, 0, size_t(rows * V * kLanes) * 4);
     Piece piece{};
@@ -166,7 +168,7 @@ class PaddedConv {
     for (piece.tap_y = 0; piece.tap_y < a_.taps[0]; ++piece.tap_y)
       for (piece.tap_x = 0; piece.tap_x < runs; ++piece.tap_x)
         for (piece.tile = 0; piece.tile < run; piece.tile += chunk) {
-          piece.tiles = smaller(chunk, run - piece.tile);
+          piece.tiles = smaller(chunk, run - piece.tile), piece.stretch = stretch;
           multiply_piece<V>(task, piece, panel);
           piece.right += piece.tiles * P::kRight;
         }
@@ -175,7 +177,7 @@ class PaddedConv {
 
   // Depth that all pixels of a rectangle have in common: some tiles of a tap, or of a joined row of taps.
   struct Piece {
-    int64_t tap_y, tap_x, tile, tiles;
+    int64_t tap_y, tap_x, tile, tiles, stretch;
     const char* right;
   };
 
@@ -193,7 +195,7 @@ class PaddedConv {
       for (int64_t step = 0, x = first; step < steps; ++step) {
         const int n = int((last - first) / steps + (step < (last - first) % steps));
         multiply_few<P, V>(n, left + x * pitch, pitch, int64_t(P::kLeft), piece.right, panel, piece.tiles, 0,
-                           sums + x * kLanes, sum_panel, true);
+                           sums + x * kLanes, sum_panel, true, piece.stretch);
         x += n;
       }
     }
