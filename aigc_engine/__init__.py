@@ -5,6 +5,7 @@ from aigc_engine.autoregressive import TextSampler
 from aigc_engine.diffusion import Cancelled, DiffusionSampler, sample
 from aigc_engine.dispatch import UnsupportedError, explain, use_backend
 from aigc_engine.gan import GanSampler
+from aigc_engine.graph import accelerate
 from aigc_engine.load import Sampler, load
 from aigc_engine.vae import VaeSampler
 
@@ -18,6 +19,7 @@ __all__ = [
     "UnsupportedError",
     "VaeSampler",
     "__version__",
+    "accelerate",
     "explain",
     "load",
     "native",

@@ -115,6 +115,8 @@ class Op:
             result = shortcut(*args, **kwargs)
             if result is not NotImplemented:
                 return result
+        if torch.compiler.is_compiling():
+            return self.peer(*args, **kwargs)  # in PyTorch's own terms; sizes may be symbols
         self.check(*args, **kwargs)
         if named != AUTO:
             return self._named(named, args, kwargs)(*args, **kwargs)

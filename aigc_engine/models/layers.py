@@ -27,7 +27,12 @@ from aigc_engine.ops.rowwise import rowwise_silu as rowwise_silu
 
 
 def native_rows(x: Tensor) -> bool:
-    """Whether native kernels, whose rows are the same in every batch, compute layers of x in this context."""
+    """Whether native kernels, whose rows are the same in every batch, compute layers of x in this context.
+
+    A network that is being captured will run on them.
+    """
+    if torch.compiler.is_compiling():
+        return True
     if torch.is_grad_enabled() or x.device.type != "cpu" or x.dtype not in (torch.float32, torch.bfloat16):
         return False
     return capability.missing("native") is None and chosen_backend(ops.conv2d) in (AUTO, "native")
@@ -39,7 +44,9 @@ class _Packs:
     weight: Tensor
     _packed: ops.PackedWeight | None = None
 
-    def packed(self, pack: Callable[..., ops.PackedWeight], **layout: Any) -> ops.PackedWeight:
+    def packed(self, pack: Callable[..., ops.PackedWeight], **layout: Any) -> ops.PackedWeight | Tensor:
+        if torch.compiler.is_compiling():
+            return self.weight  # whoever captures packs it
         found = self._packed
         if found is None or not found.holds(self.weight):
             found = self._packed = pack(self.weight, **layout)

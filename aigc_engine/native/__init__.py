@@ -18,7 +18,6 @@ DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1}
 FRESH_BYTES = 32 << 20  # glibc takes larger blocks from the system, page by page, and never keeps them
 # csrc/cpu/args.h: enum class CeilingLoop
 CEILING_LOOPS = ("read", "fma_float32", "dot_bfloat16", "dot_int8", "tile_bfloat16", "tile_int8")
-CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 _threads: ContextVar[int | None] = ContextVar("aigc_engine_threads", default=None)
 
 if capability.native_missing() is None:
@@ -104,21 +103,6 @@ def ceiling(loop: str, rounds: int, data: torch.Tensor | None = None) -> float:
     """
     address, size = (0, 0) if data is None else (data.data_ptr(), data.numel() * data.element_size())
     return _native.ceiling(CEILING_LOOPS.index(loop), address, size, rounds, threads())
-
-
-def dense(x: torch.Tensor) -> tuple[torch.Tensor, bool]:
-    """x without gaps, and whether it's channels-last.
-
-    Copied where it has gaps, into the layout that its strides lean to: that of PyTorch's results.
-    """
-    if x.is_contiguous():
-        return x, False
-    layout = CHANNELS_LAST.get(x.ndim)
-    if layout is not None:
-        batch, channel, *space = x.stride()
-        if 0 < channel < min(space) and (x.shape[0] == 1 or batch >= max(space)):
-            return x.contiguous(memory_format=layout), True
-    return x.contiguous(), False
 
 
 def on_huge_pages(out: torch.Tensor) -> torch.Tensor:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 
 from aigc_engine import _native
-from aigc_engine.native import DTYPE_CODES, dense, on_huge_pages, threads
+from aigc_engine.native import DTYPE_CODES, threads
+from aigc_engine.native.memory import contiguous, dense, empty, empty_like
 
 # csrc/cpu/args.h: enum class Activation
 ACTIVATION_CODES = {
@@ -33,11 +33,11 @@ def bias_act(
     clamp: float | None = None,
 ) -> Tensor:
     x, channels_last = dense(x)
-    out = on_huge_pages(torch.empty_like(x))
+    out = empty_like(x)
     channels = x.shape[1]
     inner = 1 if channels_last else math.prod(x.shape[2:])
     if bias is not None:
-        bias = bias.contiguous()
+        bias = contiguous(bias)
     if x.numel():
         _native.bias_act(
             x.data_ptr(),
@@ -57,9 +57,9 @@ def bias_act(
 
 
 def _glu(x: Tensor, act: str, gate_first: bool) -> Tensor:
-    x = x.contiguous()
+    x = contiguous(x)
     width = x.shape[-1] // 2
-    out = on_huge_pages(x.new_empty((*x.shape[:-1], width)))
+    out = empty((*x.shape[:-1], width), x.dtype)
     _native.glu(
         x.data_ptr(),
         out.data_ptr(),

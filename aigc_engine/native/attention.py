@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from aigc_engine import _native
-from aigc_engine.native import DTYPE_CODES, on_huge_pages, threads
+from aigc_engine.native import DTYPE_CODES, threads
 from aigc_engine.native.linear import PRODUCT_CODES
+from aigc_engine.native.memory import contiguous, empty, empty_like
 from aigc_engine.ops.packed import product_of
 
 MASK_BOOL, MASK_ADDED = 1, 2  # csrc/cpu/args.h: enum class MaskKind
@@ -15,7 +16,7 @@ MASK_BOOL, MASK_ADDED = 1, 2  # csrc/cpu/args.h: enum class MaskKind
 
 def _rows(x: Tensor) -> Tensor:
     """x (B, N, T, D) with contiguous rows, copied only where strides leave no other way."""
-    return x if x.stride(3) == 1 or x.shape[3] == 1 else x.contiguous()
+    return x if x.stride(3) == 1 or x.shape[3] == 1 else contiguous(x)
 
 
 def _mask_strides(mask: Tensor) -> tuple[int, int, int, int]:
@@ -43,7 +44,7 @@ def attend(
     q, k, v = _rows(q), _rows(k), _rows(v)
     B, N, T, D = q.shape
     S = k.shape[2]
-    out = on_huge_pages(torch.empty_like(q))
+    out = empty_like(q)
     if not out.numel() or not S:
         return out.zero_()
     call = _native.Attention(
@@ -61,10 +62,10 @@ def attend(
     if mask is not None:
         mask = mask[:, None, None, :] if mask.ndim == 2 else mask
         if mask.shape[3] > 1 and mask.stride(3) != 1:
-            mask = mask.contiguous()
+            mask = contiguous(mask)
         kind = MASK_BOOL if mask.dtype == torch.bool else MASK_ADDED
         call.set_mask(kind, mask.data_ptr(), _mask_strides(mask))
-    workspace = torch.empty(call.workspace(), dtype=torch.uint8)
+    workspace = empty((call.workspace(),), torch.uint8)
     call.run(
         q.data_ptr(),
         q.stride(),
@@ -74,7 +75,7 @@ def attend(
         v.stride(),
         out.data_ptr(),
         out.stride(),
-        on_huge_pages(workspace).data_ptr(),
+        workspace.data_ptr(),
         threads(),
     )
     return out

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from aigc_engine import _native
-from aigc_engine.native import on_huge_pages, threads
+from aigc_engine.native import threads
 from aigc_engine.native.linear import PRODUCT_CODES, epilogue, packed_bytes
+from aigc_engine.native.memory import contiguous, empty
 from aigc_engine.ops.conv import out_size, pads_of, pair
 from aigc_engine.ops.conv1d import ends_of, out_length
 from aigc_engine.ops.conv_transpose import taps_of, transposed_size
@@ -19,11 +20,11 @@ from aigc_engine.ops.packed import PANEL, PackedWeight
 
 def as_pixels(x: Tensor) -> Tensor:
     """(B, C, H, W) whose channels are contiguous, copied only where they aren't."""
-    return x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous(memory_format=torch.channels_last)
+    return x if x.stride(1) == 1 or x.shape[1] == 1 else contiguous(x, torch.channels_last)
 
 
 def _pixels(like: Tensor, *shape: int) -> Tensor:
-    return torch.empty(shape, dtype=like.dtype, memory_format=torch.channels_last)
+    return empty(shape, like.dtype, torch.channels_last)
 
 
 def _input(x: Tensor) -> list[int]:
@@ -43,13 +44,14 @@ def _epilogue(
     columns = out.shape[1]
     kept = []
     if bias is not None:
-        kept.append(bias := bias.contiguous())
-    e = epilogue(on_huge_pages(out), columns, bias, act, slope)
+        kept.append(bias := contiguous(bias))
+    e = epilogue(out, columns, bias, act, slope)
     if channel_bias is not None:
-        kept.append(channel_bias := channel_bias.contiguous())
-        e.set_sample_bias(channel_bias.data_ptr(), columns)
+        if channel_bias.stride(1) != 1:
+            kept.append(channel_bias := contiguous(channel_bias))
+        e.set_sample_bias(channel_bias.data_ptr(), channel_bias.stride(0))
     if residual is not None:
-        kept.append(residual := residual.contiguous(memory_format=torch.channels_last))
+        kept.append(residual := contiguous(residual, torch.channels_last))
         e.set_residual(residual.data_ptr(), columns)
     return e, kept
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from aigc_engine import _native
 from aigc_engine.native import DTYPE_CODES, threads
+from aigc_engine.native.memory import contiguous, empty, store
 
 Outputs = tuple[Tensor, ...]
 STOPS = ("done", "not_finite", "cancelled")  # csrc/runtime/denoise_loop.h: LoopResult::Stop
@@ -31,10 +32,10 @@ def linear_update(
     rows = x.shape[0]
     terms = contiguous_rows(terms)
     target = writable(x, out)
-    coefficients = coefficients.contiguous()
+    coefficients = contiguous(coefficients)
     noise: Sequence[Tensor] = ()
     if noise_scale is not None and seeds is not None and streams is not None:
-        noise = [value.contiguous() for value in (noise_scale, seeds, streams)]
+        noise = [contiguous(value) for value in (noise_scale, seeds, streams)]
     _native.linear_update(
         [term.data_ptr() for term in terms],
         [term.stride(0) for term in terms],
@@ -47,20 +48,20 @@ def linear_update(
         DTYPE_CODES[x.dtype],
         threads(),
     )
-    return target if out is None or target is out else out.copy_(target)
+    return target if out is None or target is out else store(target, out)
 
 
 def contiguous_rows(terms: Sequence[Tensor]) -> list[Tensor]:
     """The terms, those whose rows aren't contiguous copied."""
-    return [term if term.is_contiguous() or term[0].is_contiguous() else term.contiguous() for term in terms]
+    return [term if term.is_contiguous() or term[0].is_contiguous() else contiguous(term) for term in terms]
 
 
 def writable(x: Tensor, out: Tensor | None) -> Tensor:
     """Where a kernel writes: `out` if its rows are contiguous, else a new tensor like x."""
     if out is not None and (out.is_contiguous() or out[0].is_contiguous()):
         return out
-    if x.is_contiguous():
-        return torch.empty_like(x)
+    if x.device.type == "cpu":
+        return empty(x.shape, x.dtype)
     return torch.empty(x.shape, dtype=x.dtype, device=x.device)
 
 

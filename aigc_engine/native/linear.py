@@ -11,6 +11,7 @@ from torch import Tensor
 from aigc_engine import _native
 from aigc_engine.native import DTYPE_CODES, on_huge_pages, threads
 from aigc_engine.native.activation import ACTIVATION_CODES
+from aigc_engine.native.memory import contiguous, empty, reshape
 from aigc_engine.ops.packed import PANEL, PackedWeight
 
 # csrc/cpu/args.h: enum class Product; and csrc/cpu/product.h: depth and bytes of a right tile
@@ -66,8 +67,8 @@ def scale(e: Any, weight: PackedWeight) -> None:
 
 def as_rows(x: Tensor) -> Tensor:
     """(..., K) as (M, K) whose rows are contiguous, copied only where strides leave no other way."""
-    rows = x.reshape(-1, x.shape[-1])
-    return rows if rows.stride(1) == 1 or rows.shape[1] == 1 else rows.contiguous()
+    rows = reshape(x, (-1, x.shape[-1]))
+    return rows if rows.stride(1) == 1 or rows.shape[1] == 1 else contiguous(rows)
 
 
 def linear(
@@ -82,11 +83,11 @@ def linear(
 ) -> Tensor:
     assert isinstance(weight, PackedWeight) and weight.data is not None
     columns = weight.shape[0] // (2 if act in GATING_CODES else 1)
-    out = on_huge_pages(x.new_empty((*x.shape[:-1], columns)))
+    out = empty((*x.shape[:-1], columns), x.dtype)
     if not out.numel():
         return out
     rows = as_rows(x)
-    bias = None if bias is None else bias.contiguous()
+    bias = None if bias is None else contiguous(bias)
     e = epilogue(out, columns, bias, act, slope)
     scale(e, weight)
     if gate is not None:

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from aigc_engine import _native
-from aigc_engine.native import DTYPE_CODES, dense, on_huge_pages, threads
+from aigc_engine.native import DTYPE_CODES, threads
+from aigc_engine.native.memory import contiguous, dense, empty, empty_like, reshape
 
 
 def _vector(value: Tensor | None) -> Tensor | None:
-    return None if value is None else value.contiguous()
+    return None if value is None else contiguous(value)
 
 
 def _address(value: Tensor | None) -> int:
@@ -30,13 +31,13 @@ def _group_norm(
     silu: bool,
 ) -> Tensor:
     x, channels_last = dense(x)
-    out = on_huge_pages(torch.empty_like(x, dtype=dtype))
+    out = empty_like(x, dtype)
     if not x.numel():
         return out
     weight, bias = _vector(weight), _vector(bias)
     batch, channels = x.shape[:2]
     layout = batch, channels, x.numel() // (batch * channels), num_groups, channels_last
-    workspace = torch.empty(_native.group_norm_workspace(*layout), dtype=torch.float32)
+    workspace = empty((_native.group_norm_workspace(*layout),), torch.float32)
     _native.group_norm(
         x.data_ptr(),
         _address(weight),
@@ -86,7 +87,7 @@ def _row_norm(
     dtype: torch.dtype | None,
     modulation: tuple[int, ...] = (),
 ) -> Tensor:
-    out = on_huge_pages(torch.empty_like(x, dtype=dtype))
+    out = empty_like(x, dtype)
     width = x.shape[-1]
     weight, bias = _vector(weight), _vector(bias)
     kernel(
@@ -109,8 +110,8 @@ def _per_sample(value: Tensor | None) -> Tensor | None:
     """(B, D) of a scale or shift; the rows may lie apart, as those cut out of one projection do."""
     if value is None:
         return None
-    flat = value.reshape(value.shape[0], value.shape[-1])
-    return flat if flat.stride(1) == 1 else flat.contiguous()
+    flat = reshape(value, (value.shape[0], value.shape[-1]))
+    return flat if flat.stride(1) == 1 else contiguous(flat)
 
 
 def layer_norm(
@@ -123,7 +124,7 @@ def layer_norm(
     shift: Tensor | None = None,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    x = x.contiguous()
+    x = contiguous(x)
     if (scale is None and shift is None) or not x.numel():
         return _row_norm(_native.layer_norm, x, weight, bias, eps, dtype)
     scale, shift = _per_sample(scale), _per_sample(shift)
@@ -140,4 +141,4 @@ def layer_norm(
 def rms_norm(
     x: Tensor, weight: Tensor | None = None, *, eps: float = 1e-6, dtype: torch.dtype | None = None
 ) -> Tensor:
-    return _row_norm(_native.rms_norm, x.contiguous(), weight, None, eps, dtype)
+    return _row_norm(_native.rms_norm, contiguous(x), weight, None, eps, dtype)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from aigc_engine import _native
 from aigc_engine.native import DTYPE_CODES, threads
+from aigc_engine.native.memory import contiguous, empty
 
 
 def philox_normal(
@@ -20,8 +21,8 @@ def philox_normal(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    seeds = seeds.contiguous()
-    out = torch.empty((len(seeds), *shape), dtype=dtype)
+    seeds = contiguous(seeds)
+    out = empty((len(seeds), *shape), dtype)
     _native.philox_normal(
         seeds.data_ptr(), out.data_ptr(), len(seeds), math.prod(shape), stream, DTYPE_CODES[dtype], threads()
     )
@@ -29,7 +30,7 @@ def philox_normal(
 
 
 def philox_uniform(seeds: Tensor, *, stream: int = 0) -> Tensor:
-    seeds = seeds.contiguous()
-    out = torch.empty(len(seeds))
+    seeds = contiguous(seeds)
+    out = empty((len(seeds),), torch.float32)
     _native.philox_uniform(seeds.data_ptr(), out.data_ptr(), len(seeds), stream)
     return out

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+from collections.abc import Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +19,7 @@ from aigc_engine.ops import int8
 PRECISIONS = ("highest", "high", "medium")
 QUANTIZED = ("int8",)
 PANEL = 16  # columns (csrc/cpu/tile.h)
+_precision: ContextVar[str | None] = ContextVar("aigc_engine_precision", default=None)
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,7 @@ def product_of(op: str, weight: Tensor, precision: str | None) -> str:
         return "bfloat16"
     if weight.dtype != torch.float32:
         raise TypeError(f"{op}: weight {weight.dtype}, expected torch.float32 or torch.bfloat16; convert it")
+    precision = _precision.get() if precision is None else precision
     precision = torch.get_float32_matmul_precision() if precision is None else precision
     if precision not in PRECISIONS:
         raise ValueError(f"{op}: precision {precision!r}, expected one of {list(PRECISIONS)}, or None")
@@ -103,6 +108,16 @@ def product_of(op: str, weight: Tensor, precision: str | None) -> str:
     if precision == "high" and has_tiles:
         return "split"
     return "bfloat16" if precision == "medium" and fast_dots else "float32"
+
+
+@contextlib.contextmanager
+def use_precision(precision: str | None) -> Iterator[None]:
+    """What a precision of None means in this context; None: torch.get_float32_matmul_precision()."""
+    token = _precision.set(precision)
+    try:
+        yield
+    finally:
+        _precision.reset(token)
 
 
 def pack(

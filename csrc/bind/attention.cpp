@@ -3,7 +3,7 @@
 #include <pybind11/stl.h>
 
 #include "bind/bind.h"
-#include "cpu/table.h"
+#include "bind/launch.h"
 
 namespace aigc {
 
@@ -38,11 +38,10 @@ void bind_attention(py::module_& m) {
       .def("run", [](AttentionArgs& a, uintptr_t q, const Strides& q_strides, uintptr_t k,
                      const Strides& k_strides, uintptr_t v, const Strides& v_strides, uintptr_t to,
                      const Strides& out_strides, uintptr_t workspace, int threads) {
-        py::gil_scoped_release unlocked;
         a.q = view(q, q_strides), a.k = view(k, k_strides), a.v = view(v, v_strides);
         a.out = view(to, out_strides);
         a.workspace = out(workspace), a.workspace_bytes = attention_workspace(a), a.threads = threads;
-        kernels().attention(a);
+        launch(&KernelTable::attention, a);
       });
 }
 

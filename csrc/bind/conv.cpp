@@ -4,7 +4,7 @@
 #include <vector>
 
 #include "bind/bind.h"
-#include "cpu/table.h"
+#include "bind/launch.h"
 
 namespace aigc {
 
@@ -20,7 +20,6 @@ void bind_kernel(py::module_& m, const char* name) {
                       Pair out_size, Pair taps, Pair stride, Pair dilation, Pair padding, int64_t upsample,
                       int64_t groups, std::array<int64_t, 4> place, int product, const EpilogueArgs& epilogue,
                       int threads) {
-    py::gil_scoped_release unlocked;
     ConvArgs a{};
     for (size_t i = 0; i < inputs.size() && i < 2; ++i) {
       a.inputs[i] = in(uintptr_t(inputs[i][0])), a.channels[i] = inputs[i][1];
@@ -36,7 +35,7 @@ void bind_kernel(py::module_& m, const char* name) {
     a.upsample = upsample, a.groups = groups;
     for (size_t i = 0; i < 4; ++i) a.place[i] = place[i];
     a.product = Product(product), a.epilogue = epilogue, a.threads = threads;
-    (kernels().*kernel)(a);
+    launch(kernel, a);
   };
   m.def(name, run, py::arg("inputs"), py::arg("weight"), py::arg("size"), py::arg("out_size"),
         py::arg("taps"), py::arg("stride"), py::arg("dilation"), py::arg("padding"), py::arg("upsample"),

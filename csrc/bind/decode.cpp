@@ -1,7 +1,7 @@
 #include <pybind11/stl.h>
 
 #include "bind/bind.h"
-#include "cpu/table.h"
+#include "bind/launch.h"
 
 namespace aigc {
 
@@ -40,8 +40,7 @@ void bind_decode(py::module_& m) {
                                down_width,
                                eps,
                                threads};
-    py::gil_scoped_release unlocked;
-    kernels().decoder_step(args);
+    launch_now(&KernelTable::decoder_step, args, "decoder_step");
   });
   // A setting is (address of one value per row or 0, value for all rows).
   m.def("sample_token", [](uintptr_t logits, uintptr_t uniform, uintptr_t tokens, uintptr_t scratch,
@@ -66,8 +65,7 @@ void bind_decode(py::module_& m) {
                                static_cast<const int64_t*>(in(lengths)),
                                previous_width,
                                threads};
-    py::gil_scoped_release unlocked;
-    kernels().sample_token(args);
+    launch_now(&KernelTable::sample_token, args, "sample_token");
   });
 }
 

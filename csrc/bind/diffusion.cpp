@@ -1,6 +1,7 @@
 #include <pybind11/stl.h>
 
 #include "bind/bind.h"
+#include "bind/watch.h"
 #include "cpu/table.h"
 #include "cuda/launch.h"
 #include "runtime/denoise_loop.h"
@@ -28,26 +29,6 @@ class PythonDenoiser : public Denoiser {
  private:
   py::function evaluate_;
   size_t outputs_;
-};
-
-class PythonWatch : public Watch {
- public:
-  explicit PythonWatch(py::object on_step) : on_step_(std::move(on_step)), silent_(on_step_.is_none()) {}
-
-  void interrupted() override {
-    py::gil_scoped_acquire locked;
-    if (PyErr_CheckSignals() != 0) throw py::error_already_set();
-  }
-
-  void after(int64_t evaluation) override {
-    if (silent_) return;
-    py::gil_scoped_acquire locked;
-    on_step_(evaluation);
-  }
-
- private:
-  py::object on_step_;
-  bool silent_;
 };
 
 // What memory safety needs: pointers that aren't there have zero coefficients, and active rows only ever

@@ -1,5 +1,5 @@
 #include "bind/bind.h"
-#include "cpu/table.h"
+#include "bind/launch.h"
 
 namespace aigc {
 
@@ -33,13 +33,13 @@ void bind_linear(py::module_& m) {
       });
   m.def("pack_weight", [](uintptr_t weight, uintptr_t packed, int64_t columns, int64_t depth, int dtype,
                           int product, int threads) {
-    py::gil_scoped_release unlocked;
-    kernels().pack_weight({in(weight), out(packed), columns, depth, DType(dtype), Product(product), threads});
+    launch(&KernelTable::pack_weight,
+           PackWeightArgs{in(weight), out(packed), columns, depth, DType(dtype), Product(product), threads});
   });
   m.def("linear", [](uintptr_t x, int64_t x_stride, uintptr_t weight, int64_t rows, int64_t depth,
                      int product, const EpilogueArgs& epilogue, int threads) {
-    py::gil_scoped_release unlocked;
-    kernels().linear({in(x), x_stride, in(weight), rows, depth, Product(product), epilogue, threads});
+    launch(&KernelTable::linear,
+           LinearArgs{in(x), x_stride, in(weight), rows, depth, Product(product), epilogue, threads});
   });
 }
 

@@ -1,9 +1,8 @@
 #include <algorithm>
 #include <initializer_list>
 
-#include "bind/bind.h"
+#include "bind/launch.h"
 #include "bind/tensor.h"
-#include "cpu/table.h"
 #include "cuda/launch.h"
 
 namespace aigc {
@@ -39,8 +38,7 @@ void linear_update(const py::list& terms, const py::list& strides, uintptr_t res
   LinearUpdateArgs args =
       update_args(terms, strides, result, result_stride, coefficients, noise, rows, count, dtype);
   args.threads = threads;
-  py::gil_scoped_release unlocked;
-  kernels().linear_update(args);
+  launch(&KernelTable::linear_update, args);
 }
 
 #ifdef AIGC_WITH_CUDA
@@ -146,10 +144,7 @@ py::object update(const Given& given) {
   if (!plain(result.ptr(), out) || !alike(out, x))
     return py::reinterpret_borrow<py::object>(Py_NotImplemented);
   args.out = out.data, args.out_stride = args.count, args.threads = threads_for(args);
-  {
-    py::gil_scoped_release unlocked;
-    kernels().linear_update(args);
-  }
+  launch(&KernelTable::linear_update, args);
   return result;
 }
 

@@ -1,6 +1,6 @@
 #include "bind/bind.h"
+#include "bind/launch.h"
 #include "cpu/group_norm.h"
-#include "cpu/table.h"
 
 namespace aigc {
 
@@ -28,8 +28,7 @@ void bind_row_norm(py::module_& m, const char* name) {
       a.shift = in(modulation[2].cast<uintptr_t>()), a.shift_stride = modulation[3].cast<int64_t>();
       a.rows_per_sample = modulation[4].cast<int64_t>();
     }
-    py::gil_scoped_release unlocked;
-    (kernels().*kernel)(a);
+    launch(kernel, a);
   });
 }
 
@@ -45,12 +44,11 @@ void bind_norm(py::module_& m) {
   m.def("group_norm", [](uintptr_t x, uintptr_t weight, uintptr_t bias, uintptr_t y, uintptr_t workspace,
                          int64_t batch, int64_t channels, int64_t inner, int64_t groups, bool channels_last,
                          bool silu, int dtype, int out_dtype, float eps, int threads) {
-    py::gil_scoped_release unlocked;
     GroupNormArgs a = group_norm_shape(batch, channels, inner, groups, channels_last);
     a.x = in(x), a.weight = in(weight), a.bias = in(bias), a.out = out(y);
     a.workspace = static_cast<float*>(out(workspace));
     a.silu = silu, a.dtype = DType(dtype), a.out_dtype = DType(out_dtype), a.eps = eps, a.threads = threads;
-    kernels().group_norm(a);
+    launch(&KernelTable::group_norm, a);
   });
   bind_row_norm<&KernelTable::layer_norm>(m, "layer_norm");
   bind_row_norm<&KernelTable::rms_norm>(m, "rms_norm");

@@ -1,7 +1,6 @@
 #include "runtime/denoise_loop.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cstring>
 #include <utility>
 
@@ -11,14 +10,8 @@
 namespace aigc {
 namespace {
 
-constexpr int64_t kPollInterval =
-    20'000'000;  // ns: an interrupt may wait for two of them and stay well under 200 ms
 // Elements between polls, some 10 ms of the most expensive update.
 constexpr int64_t kStretch = int64_t(1) << 22;
-
-int64_t now() {
-  return std::chrono::nanoseconds(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
 
 // Calls body(first row, last row) on stretches of rows, polling between them.
 template <class F>
@@ -93,14 +86,6 @@ class Loop {
 };
 
 }  // namespace
-
-Poll::Poll(Watch& watch) : watch_(watch), next_(now() + kPollInterval) {}
-
-void Poll::operator()() {
-  if (now() < next_) return;
-  watch_.interrupted();
-  next_ = now() + kPollInterval;
-}
 
 LinearDenoiser::LinearDenoiser(std::vector<float> slope, std::vector<float> offset, int threads)
     : slope_(std::move(slope)), offset_(std::move(offset)), threads_(threads) {}

@@ -6,6 +6,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "runtime/poll.h"
+
 namespace aigc {
 
 constexpr int kStates = 3;  // x_{k-1}, x_k and x_{k+1} take turns: evaluation k reads state k % 3
@@ -26,25 +28,6 @@ struct SolverTable {
 struct Mailbox {
   std::atomic<int64_t> done{0};  // evaluations
   std::atomic<bool> cancelled{false};
-};
-
-// What the loop asks of the world around it. Either call may throw, which ends the loop.
-class Watch {
- public:
-  virtual ~Watch() = default;
-  virtual void interrupted() = 0;              // called some ten times a second
-  virtual void after(int64_t evaluation) = 0;  // the update of `evaluation` is done
-};
-
-// Lets `Watch::interrupted` look, at most every 20 ms. Long-running code calls it at least every 20 ms.
-class Poll {
- public:
-  explicit Poll(Watch& watch);
-  void operator()();
-
- private:
-  Watch& watch_;
-  int64_t next_;  // nanoseconds of the steady clock
 };
 
 // A model. It keeps no state of a run, so that runs may share it.

@@ -1,0 +1,214 @@
+"""From a live module to one graph for all its shapes.
+
+`torch.export` traces the module once with symbolic sizes; parameters and buffers stay names, so that whoever
+runs the graph reads them from the module as it is then.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor, fx, nn
+
+from aigc_engine.dispatch import UnsupportedError, use_backend
+
+Size = Any  # an int, or a sympy expression over the inputs' sizes
+_ONES = ("!= 1", ">= 2", "> 1")  # guards that only say that a size isn't 1
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a placeholder's value is: an attribute of the module (a dotted name), or the graph's own."""
+
+    name: str
+    value: Tensor | None = None
+
+
+@dataclass
+class Capture:
+    """A module's computation.
+
+    Args:
+        graph: aten calls; `meta["val"]` of a node is a fake tensor with symbolic sizes.
+        sources: placeholder name to where its tensor is.
+        inputs: placeholders of the flattened arguments, in order.
+        taken: each argument's fake tensor, or the constant that the graph was made for.
+        in_spec, out_spec: how arguments were flattened, and how flat results become what the module returns.
+        ranges: allowed values of each symbol.
+        guards: what else must hold of the sizes, as Python over L, arguments by name.
+    """
+
+    graph: fx.Graph
+    sources: dict[str, Source]
+    inputs: list[fx.Node]
+    taken: list[Any]
+    in_spec: pytree.TreeSpec
+    out_spec: pytree.TreeSpec
+    ranges: Mapping[Any, Any]
+    guards: Sequence[str]
+
+    def symbols(self, leaves: Sequence[Any], in_spec: pytree.TreeSpec) -> dict[Any, int] | None:
+        """Values of the symbols for these arguments, or None where the graph doesn't hold for them."""
+        if in_spec != self.in_spec:
+            return None
+        found: dict[Any, int] = {}
+        for leaf, taken in zip(leaves, self.taken, strict=True):
+            if not isinstance(taken, Tensor):
+                if type(leaf) is not type(taken) or leaf != taken:
+                    return None
+                continue
+            if not isinstance(leaf, Tensor) or leaf.dtype != taken.dtype or leaf.ndim != taken.ndim:
+                return None
+            for size, wanted in zip(leaf.shape, map(expression, taken.shape), strict=True):
+                if getattr(wanted, "is_symbol", False):
+                    if found.setdefault(wanted, size) != size:
+                        return None
+                elif wanted != size:
+                    return None
+        return found if self._allows(found, leaves) else None
+
+    def _allows(self, symbols: Mapping[Any, int], leaves: Sequence[Any]) -> bool:
+        # Traced at 2, a size of 1 was never seen. The graph holds for it too: lowering looks at ranks.
+        for symbol, size in symbols.items():
+            allowed = self.ranges.get(symbol)
+            if allowed is not None and not (max(size, 2) >= allowed.lower and size <= allowed.upper):
+                return False
+        named = {node.name: leaf for node, leaf in zip(self.inputs, leaves, strict=True)}
+        return all(
+            guard.rstrip(")").endswith(_ONES) or eval(guard, {"L": named, "max": max, "min": min})
+            for guard in self.guards
+        )
+
+
+def expression(size: Any) -> Size:
+    """The symbolic value behind a SymInt; ints as they are."""
+    return size.node.expr if isinstance(size, torch.SymInt) else size
+
+
+def evaluate(size: Any, symbols: Mapping[Any, int]) -> int:
+    """A size for these values of the symbols."""
+    found = expression(size)
+    return int(found.subs(symbols)) if hasattr(found, "subs") else int(found)
+
+
+def capture(
+    module: nn.Module, leaves: Sequence[Any], in_spec: pytree.TreeSpec, *, fixed: bool = False
+) -> Capture:
+    """Traces `module` on arguments like these.
+
+    Args:
+        module: in eval mode, on the CPU.
+        leaves: the flattened (args, kwargs).
+        in_spec: how they were flattened.
+        fixed: whether sizes are what they are here; otherwise every size but a channel's may vary where the
+            module allows it.
+
+    Raises:
+        UnsupportedError: the module can't be traced; the message says where.
+    """
+    example = list(leaves) if fixed else [_never_one(leaf) for leaf in leaves]
+    args, kwargs = pytree.tree_unflatten(example, in_spec)
+    dynamic: Any = None
+    if not fixed:
+        dynamic = tuple(pytree.tree_map(_dynamic, args)), pytree.tree_map(_dynamic, kwargs)
+    try:
+        program, guards = _export(module, args, kwargs, dynamic)
+    except Exception as error:
+        raise UnsupportedError(
+            f"accelerate: {type(module).__name__} can't be captured: {_first_lines(error)}; "
+            "torch.export says more"
+        ) from error
+    return _read(module, program, guards, in_spec)
+
+
+def _export(module: nn.Module, args: tuple, kwargs: dict, dynamic: Any) -> tuple[Any, list[str]]:
+    shapes = None
+    if dynamic is not None:
+        shapes = _by_name(module, args, kwargs, dynamic)
+    with torch.no_grad(), use_backend("reference"), warnings.catch_warnings(), _quiet():
+        warnings.simplefilter("ignore")
+        program = torch.export.export(module, args, kwargs, dynamic_shapes=shapes)
+        guards = list(getattr(program, "_guards_code", None) or ())
+        program = program.run_decompositions({})  # functional, but composite ops stay whole
+    return program, guards
+
+
+def _by_name(module: nn.Module, args: tuple, kwargs: dict, dynamic: tuple[tuple, dict]) -> Any:
+    """dynamic_shapes of torch.export: one entry for each parameter of forward that is given."""
+    import inspect
+
+    bound = inspect.signature(module.forward).bind(*args, **kwargs)
+    given = inspect.signature(module.forward).bind(*dynamic[0], **dynamic[1])
+    return {name: given.arguments[name] for name in bound.arguments}
+
+
+@contextlib.contextmanager
+def _quiet() -> Any:
+    """torch.export warns through logging too, about what is checked here."""
+    import logging
+
+    logger = logging.getLogger("torch.export")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+def _never_one(leaf: Any) -> Any:
+    """A tensor of 1 row as 2, since torch.export takes a size of 1 for a constant."""
+    if isinstance(leaf, Tensor) and leaf.ndim and leaf.shape[0] == 1:
+        return leaf.expand(2, *leaf.shape[1:]).clone()
+    return leaf
+
+
+def _dynamic(leaf: Any) -> Any:
+    if not isinstance(leaf, Tensor):
+        return None
+    # Channels, features and the like are the weights'; torch.export finds which sizes may vary.
+    return {axis: torch.export.Dim.AUTO for axis, size in enumerate(leaf.shape) if size != 1}
+
+
+def _read(module: nn.Module, program: Any, guards: Sequence[str], in_spec: pytree.TreeSpec) -> Capture:
+    from torch.export.graph_signature import InputKind, OutputKind
+
+    name = type(module).__name__
+    signature = program.graph_signature
+    for output in signature.output_specs:
+        if output.kind != OutputKind.USER_OUTPUT:
+            raise UnsupportedError(
+                f"accelerate: {name} writes to {output.target or output.arg}, expected no side effects of "
+                "forward; call eval() or return the value instead"
+            )
+    placeholders = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
+    sources, inputs = {}, []
+    for spec in signature.input_specs:
+        node = placeholders[spec.arg.name]
+        if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
+            sources[node.name] = Source(str(spec.target))
+        elif spec.kind == InputKind.CONSTANT_TENSOR:
+            sources[node.name] = Source(str(spec.target), program.constants[str(spec.target)])
+        elif spec.kind == InputKind.USER_INPUT:
+            inputs.append(node)
+        else:
+            raise UnsupportedError(
+                f"accelerate: {name} takes a {spec.kind.name} {spec.target}, expected tensors"
+            )
+    out_spec = program.call_spec.out_spec
+    assert out_spec is not None
+    taken = [node.meta.get("val") for node in inputs]
+    return Capture(
+        program.graph, sources, inputs, taken, in_spec, out_spec, program.range_constraints, guards
+    )
+
+
+def _first_lines(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:3])[:500]

@@ -1,0 +1,156 @@
+"""What a graph takes from its module: parameters as they are, what follows from them alone, packed weights.
+
+Plans hold addresses of these. So a change in place is followed in place: whatever was computed or packed
+from the changed tensor is written anew where it was. A parameter that was replaced has moved, and plans are
+made again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from aigc_engine import ops
+from aigc_engine.graph.capture import Capture
+from aigc_engine.ops.packed import PackedWeight, product_of, version_of
+
+PACKS: Mapping[str, tuple[Callable[..., PackedWeight], tuple[str, ...]]] = {
+    "conv1d": (ops.pack_conv1d, ("groups",)),
+    "conv2d": (ops.pack_conv2d, ("groups",)),
+    "conv_transpose2d": (ops.pack_conv_transpose2d, ("stride",)),
+    "linear": (ops.pack_linear, ()),
+}
+
+
+@dataclasses.dataclass
+class _Seen:
+    """A tensor of the module's as plans know it."""
+
+    owner: Mapping[str, Any]
+    key: str
+    tensor: Tensor
+    address: int
+    version: int
+
+    def now(self) -> Tensor:
+        return self.owner[self.key]
+
+    def moved(self, now: Tensor) -> bool:
+        return now is not self.tensor or now.data_ptr() != self.address
+
+    def changed(self, now: Tensor) -> bool:
+        return version_of(now) != self.version
+
+
+class Constants:
+    """Values of a capture's static nodes."""
+
+    def __init__(self, module: nn.Module, capture: Capture) -> None:
+        self._module = module
+        self._capture = capture
+        self.static = static_nodes(capture)
+        self._seen: dict[fx.Node, _Seen] = {}
+        self._derived: dict[fx.Node, Tensor] = {}
+        self._packed: dict[tuple[Any, ...], PackedWeight] = {}
+        self._sources: dict[fx.Node, frozenset[fx.Node]] = {}
+
+    def value(self, node: fx.Node) -> Any:
+        """The tensor of a static node, at an address that stays."""
+        if node.op == "placeholder":
+            return self._seen[node].tensor if node in self._seen else self._look(node)
+        if node not in self._derived:
+            self._derived[node] = self._compute(node)
+        return self._derived[node]
+
+    def packed(self, node: fx.Node, op: str, options: Mapping[str, Any]) -> PackedWeight | Tensor:
+        """A weight as the native kernel wants it; the plain tensor where it can't be packed."""
+        weight = self.value(node)
+        if weight.dtype not in (torch.float32, torch.bfloat16):
+            return weight
+        pack, names = PACKS[op]
+        layout = {name: options[name] for name in names if name in options}
+        key = (node, op, tuple(map(str, layout.items())), product_of(op, weight, None))
+        if key not in self._packed:
+            self._packed[key] = pack(weight, **layout)
+        return self._packed[key]
+
+    def refresh(self) -> bool:
+        """Follows what changed in the module; False where a tensor has moved and plans must be made again."""
+        changed = set()
+        for node, seen in self._seen.items():
+            now = seen.now()
+            if seen.moved(now):
+                return False
+            if seen.changed(now):
+                changed.add(node)
+        if changed:
+            self._follow(changed)
+        return True
+
+    def _follow(self, changed: set[fx.Node]) -> None:
+        for node, value in self._derived.items():  # in the order in which they follow from each other
+            if self._from(node) & changed:
+                new = self._compute(node)
+                if isinstance(value, Tensor) and new.data_ptr() != value.data_ptr():
+                    value.copy_(new)
+        for key, old in self._packed.items():
+            if self._from(key[0]) & changed:
+                weight = self.value(key[0])
+                pack, names = PACKS[key[1]]
+                layout = {name: getattr(old, name) for name in names}
+                new = pack(weight, precision=_precision(old.product), **layout)
+                if old.data is not None and new.data is not None:
+                    old.data.copy_(new.data)
+                self._packed[key] = dataclasses.replace(new, data=old.data)
+        for node in changed:
+            self._seen[node].version = version_of(self._seen[node].tensor)
+
+    def _from(self, node: fx.Node) -> frozenset[fx.Node]:
+        """The placeholders that a static node follows from."""
+        if node.op == "placeholder":
+            return frozenset([node])
+        if node not in self._sources:
+            self._sources[node] = frozenset().union(*map(self._from, node.all_input_nodes))
+        return self._sources[node]
+
+    def _compute(self, node: fx.Node) -> Any:
+        args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), self.value)
+        with torch.no_grad():
+            return node.target(*args, **kwargs)
+
+    def _look(self, node: fx.Node) -> Tensor:
+        source = self._capture.sources[node.name]
+        if source.value is not None:
+            owner: Mapping[str, Any] = {source.name: source.value}
+            key = source.name
+        else:
+            path, _, key = source.name.rpartition(".")
+            holder = self._module.get_submodule(path)
+            owner = holder._parameters if key in holder._parameters else holder._buffers
+        tensor = owner[key]
+        self._seen[node] = _Seen(owner, key, tensor, tensor.data_ptr(), version_of(tensor))
+        return tensor
+
+
+def _precision(product: str) -> str:
+    return {"float32": "highest", "split": "high", "bfloat16": "medium"}[product]
+
+
+def static_nodes(capture: Capture) -> set[fx.Node]:
+    """Nodes that follow from the module's tensors alone, whatever the arguments and their sizes."""
+    found = {node for node in capture.graph.nodes if node.name in capture.sources}
+    for node in capture.graph.nodes:
+        inputs = node.all_input_nodes
+        if node.op == "call_function" and inputs and found.issuperset(inputs) and repeatable(node):
+            found.add(node)
+    return found
+
+
+def repeatable(node: fx.Node) -> bool:
+    """Whether the same arguments give the same value each time."""
+    tags = getattr(node.target, "tags", ())
+    return torch.Tag.nondeterministic_seeded not in tags

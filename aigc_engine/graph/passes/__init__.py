@@ -1,0 +1,1 @@
+"""Passes over a captured graph: each makes it smaller and means the same."""

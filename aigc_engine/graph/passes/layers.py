@@ -1,0 +1,115 @@
+"""aten's layers as our ops, with what they can do beside: group_norm and silu, layer_norm and adaLN."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import fx
+
+from aigc_engine import ops
+from aigc_engine.graph.passes.edit import (
+    aten,
+    calls,
+    dtype,
+    erase_dead,
+    is_call,
+    is_tensor,
+    normal,
+    only_user,
+    replace,
+    sizes,
+)
+
+
+def use_norms(graph: fx.Graph) -> None:
+    """aten's group_norm, layer_norm and rms_norm."""
+    for node in calls(graph, aten.group_norm.default):
+        found = normal(node)
+        args = (found["input"], found["num_groups"], found["weight"], found["bias"])
+        replace(node, ops.group_norm, args, {"eps": found["eps"]})
+    for node in calls(graph, aten.layer_norm.default):
+        found = normal(node)
+        if len(found["normalized_shape"]) == 1:
+            replace(
+                node, ops.layer_norm, (found["input"], found["weight"], found["bias"]), {"eps": found["eps"]}
+            )
+    for node in calls(graph, aten.rms_norm.default):
+        found = normal(node)
+        if len(found["normalized_shape"]) == 1 and found["eps"] is not None:
+            replace(node, ops.rms_norm, (found["input"], found["weight"]), {"eps": found["eps"]})
+
+
+def join_group_norm_silu(graph: fx.Graph) -> None:
+    """silu after group_norm."""
+    for node in calls(graph, ops.group_norm):
+        user = only_user(node)
+        if user is not None and is_call(user, aten.silu.default):
+            replace(user, ops.group_norm_silu, node.args, dict(node.kwargs))
+            graph.erase_node(node)
+
+
+def join_adaptive_layer_norm(graph: fx.Graph) -> None:
+    """layer_norm(x) * (1 + scale) + shift, scale and shift one for each sample."""
+    for node in calls(graph, ops.layer_norm):
+        scaled = only_user(node)
+        if scaled is not None and is_call(scaled, aten.mul.Tensor):
+            scale = _one_plus(_other(scaled, node))
+            if _per_sample(scale, node):
+                node = _take(node, scaled, scale=_flat(scale))
+        shifted = only_user(node)
+        if shifted is not None and is_call(shifted, aten.add.Tensor) and not shifted.kwargs:
+            shift = _other(shifted, node)
+            if _per_sample(shift, node):
+                _take(node, shifted, shift=_flat(shift))
+    erase_dead(graph)
+
+
+def _take(norm: fx.Node, user: fx.Node, **more: Any) -> fx.Node:
+    new = replace(user, ops.layer_norm, norm.args, {**norm.kwargs, **more})
+    norm.graph.erase_node(norm)
+    return new
+
+
+def _other(node: fx.Node, one: fx.Node) -> Any:
+    """The second operand."""
+    a, b = node.args[:2]
+    return b if a is one else a
+
+
+def _one_plus(node: Any) -> Any:
+    """scale of 1 + scale."""
+    if not is_call(node, aten.add.Tensor) or node.kwargs:
+        return None
+    a, b = node.args
+    if type(b) in (int, float) and b == 1:
+        return a
+    return b if type(a) in (int, float) and a == 1 else None
+
+
+def _per_sample(value: Any, norm: fx.Node) -> bool:
+    """Whether this broadcasts over all but the first and the last axis of the result."""
+    if not is_tensor(value) or dtype(value) != dtype(norm):
+        return False
+    batch, *middle, width = sizes(norm)
+    return sizes(value) == (batch, *[1] * len(middle), width)
+
+
+def _flat(value: fx.Node) -> fx.Node:
+    return value
+
+
+def use_attention(graph: fx.Graph) -> None:
+    """scaled_dot_product_attention, whose operands keep their strides."""
+    for node in calls(graph, aten.scaled_dot_product_attention.default):
+        found = normal(node)
+        q, k, v, mask = (found[name] for name in ("query", "key", "value", "attn_mask"))
+        if found["dropout_p"] or len(sizes(q)) != 4 or any(len(sizes(x)) != 4 for x in (k, v)):
+            continue
+        if sizes(q)[3] != sizes(v)[3] or sizes(k)[1] != sizes(v)[1]:
+            continue
+        if sizes(k)[1] != sizes(q)[1] and not found["enable_gqa"]:
+            continue
+        if mask is not None and len(sizes(mask)) != 4:
+            continue
+        options = {"mask": mask, "causal": found["is_causal"], "scale": found["scale"]}
+        replace(node, ops.attention, (q, k, v), options)

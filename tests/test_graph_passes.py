@@ -1,0 +1,197 @@
+"""Each pass on the smallest graph that it's for: what was there, what is there then, and the same result."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+import torch.utils._pytree as pytree
+from torch import Tensor, nn
+
+from aigc_engine import ops
+from aigc_engine.graph.capture import Capture, capture
+from aigc_engine.graph.constants import Constants
+from aigc_engine.graph.fuse import fuse
+from aigc_engine.graph.lower import RESHAPES
+
+
+class Net(nn.Module):
+    """A few layers and a function of them."""
+
+    def __init__(self, body: Callable[..., Tensor], **layers: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+        for name, layer in layers.items():
+            self.add_module(name, layer)
+
+    def forward(self, *args: Tensor) -> Tensor:
+        return self.body(self, *args)
+
+
+def fused(net: nn.Module, *args: Tensor) -> Capture:
+    leaves, spec = pytree.tree_flatten((args, {}))
+    found = capture(net.eval(), leaves, spec)
+    fuse(found)
+    assert_equal(net, found, args)
+    return found
+
+
+def assert_equal(net: nn.Module, found: Capture, args: tuple[Tensor, ...]) -> None:
+    """Interprets the fused graph, each op on its reference."""
+    constants, values = Constants(net, found), {}
+    values.update(zip(found.inputs, args, strict=True))
+    with torch.no_grad():
+        for node in found.graph.nodes:
+            if node.name in found.sources:
+                values[node] = constants.value(node)
+            elif node.op == "call_function":
+                call = getattr(node.target, "reference", node.target)
+                call = torch.reshape if call in RESHAPES else call
+                values[node] = call(
+                    *torch.fx.map_arg(node.args, values.get), **torch.fx.map_arg(node.kwargs, values.get)
+                )
+            elif node.op == "output":
+                (got,) = (values[item] for item in node.args[0])
+        torch.testing.assert_close(got, net(*args), rtol=1e-4, atol=1e-5)
+
+
+def targets(found: Capture) -> list[str]:
+    """Names of what remains to be done for each call, in order."""
+    constants = Constants(nn.Module(), found)
+    names = []
+    for node in found.graph.nodes:
+        if node.op == "call_function" and node not in constants.static:
+            packet = getattr(node.target, "overloadpacket", node.target)
+            names.append(getattr(packet, "__name__", str(packet)))
+    return [name for name in names if name not in ("sym_size", "mul_int", "add_int")]
+
+
+def options(found: Capture, op: object) -> dict:
+    (node,) = (node for node in found.graph.nodes if node.target is op)
+    return {
+        key: value
+        for key, value in node.kwargs.items()
+        if key not in ("stride", "padding", "dilation", "groups")
+    }
+
+
+X = torch.randn(2, 8, 6, 6, generator=torch.Generator().manual_seed(0))
+ROWS = torch.randn(3, 5, 16, generator=torch.Generator().manual_seed(1))
+
+
+def conv(c_in: int = 8, c_out: int = 8, taps: int = 3, **more) -> nn.Conv2d:
+    return nn.Conv2d(c_in, c_out, taps, padding=taps // 2, **more)
+
+
+def test_what_does_nothing_goes() -> None:
+    def body(net, x):
+        x = F.dropout(x, 0.5, training=False).contiguous().clone()[:].to(torch.float32) / 1.0
+        return net.c(x.transpose(1, 2).transpose(1, 2))
+
+    assert targets(fused(Net(body, c=conv()), X)) == ["conv2d"]
+
+
+def test_equal_calls_are_made_once() -> None:
+    def body(net, x):
+        return net.a(F.silu(x)) * net.b(F.silu(x))
+
+    found = fused(Net(body, a=nn.Linear(16, 8), b=nn.Linear(16, 8)), ROWS)
+    assert targets(found).count("silu") == 1
+
+
+def test_group_norm_takes_silu() -> None:
+    found = fused(Net(lambda net, x: F.silu(net.n(x)), n=nn.GroupNorm(4, 8)), X)
+    assert targets(found) == ["group_norm_silu"]
+
+
+def test_layer_norm_takes_scale_and_shift_of_each_sample() -> None:
+    def body(net, x, scale, shift):
+        return net.n(x) * (1 + scale[:, None]) + shift[:, None]
+
+    found = fused(
+        Net(body, n=nn.LayerNorm(16, elementwise_affine=False)), ROWS, torch.randn(3, 16), torch.randn(3, 16)
+    )
+    assert targets(found) == ["unsqueeze", "unsqueeze", "layer_norm"]
+    assert set(options(found, ops.layer_norm)) == {"eps", "scale", "shift"}
+
+
+@pytest.mark.parametrize("act", [F.relu, F.silu, F.gelu, torch.tanh, torch.sigmoid, F.leaky_relu])
+def test_products_take_activations(act: Callable[..., Tensor]) -> None:
+    assert targets(fused(Net(lambda net, x: act(net.c(x)), c=conv()), X)) == ["conv2d"]
+    assert targets(fused(Net(lambda net, x: act(net.l(x)), l=nn.Linear(16, 12)), ROWS)) == ["linear"]
+
+
+def test_conv_takes_time_embedding_and_residual() -> None:
+    def body(net, x, e):
+        return x + net.c(x) + e[:, :, None, None]
+
+    found = fused(
+        Net(lambda net, x, e: F.silu(net.c(x) + e[:, :, None, None]) + x, c=conv()), X, torch.randn(2, 8)
+    )
+    assert targets(found) == ["conv2d"]
+    assert set(options(found, ops.conv2d)) == {"channel_bias", "act", "residual"}
+    found = fused(Net(body, c=conv()), X, torch.randn(2, 8))
+    assert "add" in targets(found)  # the residual comes last in the op, so the embedding stays
+
+
+def test_a_value_read_twice_is_not_fused() -> None:
+    def body(net, x):
+        y = net.c(x)
+        return F.silu(y) + y
+
+    found = fused(Net(body, c=conv()), X)
+    assert "act" not in options(found, ops.conv2d)
+
+
+def test_linear_takes_gate_and_residual() -> None:
+    def body(net, x, gate):
+        return x + gate[:, None] * net.l(x)
+
+    found = fused(Net(body, l=nn.Linear(16, 16)), ROWS, torch.randn(3, 16))
+    assert targets(found) == ["unsqueeze", "linear"]
+    assert set(options(found, ops.linear)) == {"gate", "residual"}
+
+
+def test_conv_takes_padding_upsampling_and_concatenation() -> None:
+    def padded(net, x):
+        return net.c(F.pad(x, (0, 1, 0, 1)))
+
+    assert targets(fused(Net(padded, c=nn.Conv2d(8, 8, 3, stride=2)), X)) == ["conv2d"]
+    found = fused(Net(lambda net, x: net.c(F.interpolate(x, scale_factor=2.0, mode="nearest")), c=conv()), X)
+    assert options(found, ops.conv2d) == {"upsample": 2}
+    found = fused(Net(lambda net, x, y: net.c(torch.cat([x, y], 1)), c=conv(16)), X, X.flip(0))
+    assert targets(found) == ["conv2d"]
+    found = fused(
+        Net(
+            lambda net, x, y: net.c(F.silu(net.n(z := torch.cat([x, y], 1)))) + net.s(z),
+            c=conv(16),
+            s=conv(16, 8, 1),
+            n=nn.GroupNorm(2, 16),
+        ),
+        X,
+        X.flip(0),
+    )
+    assert targets(found) == ["cat", "group_norm_silu", "conv2d", "conv2d"]
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_batch_norm_folds_into_the_layer_before(transposed: bool) -> None:
+    norm = nn.BatchNorm2d(6)
+    for tensor in (norm.weight, norm.running_mean, norm.running_var):
+        tensor.data.uniform_(0.5, 1.5)
+    layer = nn.ConvTranspose2d(8, 6, 4, stride=2, padding=1, bias=False) if transposed else conv(8, 6)
+    found = fused(Net(lambda net, x: F.relu(net.n(net.c(x))), c=layer, n=norm), X)
+    assert targets(found) == ["conv_transpose2d" if transposed else "conv2d"]
+    alone = fused(Net(lambda net, x: net.n(F.silu(x)), n=nn.BatchNorm2d(8)), X)
+    assert targets(alone) == ["silu", "mul", "add"]
+
+
+def test_projections_of_one_input_become_one_product() -> None:
+    def body(net, x):
+        q, k, v = (layer(x).view(3, 5, 2, 8).transpose(1, 2) for layer in (net.q, net.k, net.v))
+        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(3, 5, 16)
+
+    found = fused(Net(body, **{name: nn.Linear(16, 16) for name in "qkv"}), ROWS)
+    assert targets(found).count("linear") == 1 and targets(found).count("attention") == 1
