@@ -7,6 +7,10 @@ runs the graph reads them from the module as it is then.
 from __future__ import annotations
 
 import contextlib
+import inspect
+import logging
+import math
+import operator
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -81,7 +85,7 @@ class Capture:
                 return False
         named = {node.name: leaf for node, leaf in zip(self.inputs, leaves, strict=True)}
         return all(
-            guard.rstrip(")").endswith(_ONES) or eval(guard, {"L": named, "max": max, "min": min})
+            guard.rstrip(")").endswith(_ONES) or eval(guard, {"L": named, "math": math, "torch": torch})
             for guard in self.guards
         )
 
@@ -135,14 +139,30 @@ def _export(module: nn.Module, args: tuple, kwargs: dict, dynamic: Any) -> tuple
         warnings.simplefilter("ignore")
         program = torch.export.export(module, args, kwargs, dynamic_shapes=shapes)
         guards = list(getattr(program, "_guards_code", None) or ())
-        program = program.run_decompositions({})  # functional, but composite ops stay whole
+        if not all(map(_functional, program.graph.nodes)):  # takes as long as the export itself
+            program = program.run_decompositions({})  # functional, while composite ops stay whole
     return program, guards
+
+
+def _functional(node: fx.Node) -> bool:
+    """Whether this neither writes to its arguments nor calls another graph."""
+    if node.op != "call_function":
+        return node.op in ("placeholder", "output")
+    if isinstance(node.target, torch._ops.OpOverload):
+        return not node.target._schema.is_mutable
+    return getattr(operator, getattr(node.target, "__name__", ""), None) is node.target or node.target in (
+        math.floor,
+        math.ceil,
+        torch.sym_max,
+        torch.sym_min,
+        torch.sym_float,
+        torch.sym_int,
+        torch.sym_not,
+    )
 
 
 def _by_name(module: nn.Module, args: tuple, kwargs: dict, dynamic: tuple[tuple, dict]) -> Any:
     """dynamic_shapes of torch.export: one entry for each parameter of forward that is given."""
-    import inspect
-
     bound = inspect.signature(module.forward).bind(*args, **kwargs)
     given = inspect.signature(module.forward).bind(*dynamic[0], **dynamic[1])
     return {name: given.arguments[name] for name in bound.arguments}
@@ -151,8 +171,6 @@ def _by_name(module: nn.Module, args: tuple, kwargs: dict, dynamic: tuple[tuple,
 @contextlib.contextmanager
 def _quiet() -> Any:
     """torch.export warns through logging too, about what is checked here."""
-    import logging
-
     logger = logging.getLogger("torch.export")
     before = logger.level
     logger.setLevel(logging.ERROR)

@@ -17,17 +17,19 @@ from aigc_engine.dispatch import Op
 from aigc_engine.graph.arena import Arena, Lifetimes
 from aigc_engine.graph.capture import Capture, evaluate
 from aigc_engine.graph.constants import PACKS, Constants, repeatable
+from aigc_engine.graph.passes.clean import ASSERTIONS, CASTS
 from aigc_engine.graph.plan import Call, Native, Plan, Result, Torch
 from aigc_engine.native.memory import reshape, use_memory
 
 aten = torch.ops.aten
-RESHAPES = {aten.view.default, aten._unsafe_view.default, aten.reshape.default}
-ASSERTIONS = {
-    aten._assert_tensor_metadata.default,
-    aten._assert_scalar.default,
-    aten.sym_constrain_range.default,
-    aten.sym_constrain_range_for_size.default,
+RESHAPES = {
+    aten.view.default,
+    aten._unsafe_view.default,
+    aten.reshape.default,
+    aten.flatten.using_ints,
+    aten.unflatten.int,
 }
+SHAPED = {aten.flatten.using_ints, aten.unflatten.int}  # by other arguments than the shape itself
 
 
 class RankError(ValueError):
@@ -194,8 +196,9 @@ class _Lowering:
         if not any(True for _ in _tensors((args, kwargs))) and not _makes_tensors(node):
             return node.target(*args, **kwargs)
         if node.target in RESHAPES:
-            return self._reshape(node, *args)
-        if _may_view(node):
+            shape = node.target(*_map(args, _meta)).shape if node.target in SHAPED else args[1]
+            return self._reshape(node, args[0], shape)
+        if node.target not in CASTS and _may_view(node):
             value = node.target(*args, **kwargs)
             if _shares((args, kwargs), value):
                 return list(value) if isinstance(value, tuple) else value

@@ -9,8 +9,9 @@ import torch
 from torch import fx
 
 from aigc_engine import ops
-from aigc_engine.graph.passes.edit import aten, calls, erase_dead, insert, is_call, only_user, sizes
+from aigc_engine.graph.passes.edit import aten, calls, erase_dead, insert, is_call, normal, only_user, sizes
 
+ARGUMENTS = ("input", "weight", "bias", "running_mean", "running_var", "eps")
 CHANNEL_AXIS = {ops.conv1d: 0, ops.conv2d: 0, ops.conv_transpose2d: 1, ops.linear: 0}  # of the weight
 
 
@@ -20,18 +21,26 @@ def fold_batch_norm(graph: fx.Graph, static: set[fx.Node]) -> None:
     References:
         S. Ioffe, C. Szegedy, "Batch Normalization", 2015, https://arxiv.org/abs/1502.03167 (section 3.1)
     """
-    for norm in calls(graph, aten._native_batch_norm_legit_no_training.default):
-        x, weight, bias, mean, variance, _, eps = norm.args
+    for norm in calls(graph, aten._native_batch_norm_legit_no_training.default, aten.batch_norm.default):
+        found = normal(norm)
+        x, weight, bias, mean, variance, eps = (found[name] for name in ARGUMENTS)
         readers = list(norm.users)
-        used = {user.args[1] for user in readers if is_call(user, operator.getitem)}
-        if used != {0} or not static.issuperset(v for v in (weight, bias, mean, variance) if v is not None):
+        if norm.target is not aten.batch_norm.default:
+            used = {user.args[1] for user in readers if is_call(user, operator.getitem)}
+            if used != {0}:
+                continue
+        if (
+            found.get("training")
+            or mean is None
+            or not static.issuperset(v for v in (weight, bias, mean, variance) if v is not None)
+        ):
             continue
         factor, summand = _affine(norm, weight, bias, mean, variance, eps)
         if _foldable(x, norm, static):
             result = _fold(x, norm, factor, summand)
         else:
             result = _multiply_add(norm, x, factor, summand)
-        for user in readers:
+        for user in readers if norm.target is not aten.batch_norm.default else [norm]:
             user.replace_all_uses_with(result)
     erase_dead(graph)
 
