@@ -103,9 +103,7 @@ class Constants:
                 pack, names = PACKS[key[1]]
                 layout = {name: getattr(old, name) for name in names}
                 new = pack(weight, precision=_precision(old.product), **layout)
-                if old.data is not None and new.data is not None:
-                    old.data.copy_(new.data)
-                self._packed[key] = dataclasses.replace(new, data=old.data)
+                self._packed[key] = old.renewed(new)
         for node in changed:
             self._seen[node].version = version_of(self._seen[node].tensor)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 from collections.abc import Iterator
 from contextvars import ContextVar
@@ -75,6 +76,17 @@ class PackedWeight:
         g = torch.tensor([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], dtype=torch.float64)
         matrices = (g @ self.source.double() @ g.T).float().permute(2, 3, 0, 1).flatten(0, 1)
         return torch.cat([pack_rows(matrix, self.product) for matrix in matrices])
+
+    def renewed(self, new: PackedWeight) -> PackedWeight:
+        """`new`, a weight of the same layout, with its tiles written to where this one's are."""
+        kept: dict[str, Any] = {}
+        for name in ("data", "scales", "column_sums"):
+            mine, other = getattr(self, name), getattr(new, name)
+            kept[name] = None if mine is None or other is None else mine.copy_(other)
+        renewed = dataclasses.replace(new, **kept)
+        if "winograd" in self.__dict__:
+            renewed.__dict__["winograd"] = self.winograd.copy_(new.winograd)
+        return renewed
 
     def __repr__(self) -> str:
         return f"PackedWeight({self.kind}, {tuple(self.shape)}, {self.dtype}, {self.product})"

@@ -3,7 +3,6 @@
 #include <array>
 #include <vector>
 
-#include "bind/bind.h"
 #include "bind/launch.h"
 
 namespace aigc {

@@ -33,8 +33,9 @@ void bind_linear(py::module_& m) {
       });
   m.def("pack_weight", [](uintptr_t weight, uintptr_t packed, int64_t columns, int64_t depth, int dtype,
                           int product, int threads) {
-    launch(&KernelTable::pack_weight,
-           PackWeightArgs{in(weight), out(packed), columns, depth, DType(dtype), Product(product), threads});
+    // Never recorded: a plan's weights are packed when it's made.
+    py::gil_scoped_release unlocked;
+    kernels().pack_weight({in(weight), out(packed), columns, depth, DType(dtype), Product(product), threads});
   });
   m.def("linear", [](uintptr_t x, int64_t x_stride, uintptr_t weight, int64_t rows, int64_t depth,
                      int product, const EpilogueArgs& epilogue, int threads) {
