@@ -12,6 +12,7 @@ from aigc_engine.ops.gan import modulated_conv2d, upfirdn2d
 from aigc_engine.ops.linear import linear, pack_linear
 from aigc_engine.ops.norm import group_norm, group_norm_silu, layer_norm, rms_norm
 from aigc_engine.ops.packed import PackedWeight
+from aigc_engine.ops.pointwise import pointwise
 from aigc_engine.ops.random import philox_normal, philox_uniform
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "pack_linear",
     "philox_normal",
     "philox_uniform",
+    "pointwise",
     "rms_norm",
     "sample_token",
     "swiglu",

@@ -20,6 +20,7 @@ void bind_diffusion(py::module_& m);
 void bind_linear(py::module_& m);
 void bind_linear_update(py::module_& m);
 void bind_norm(py::module_& m);
+void bind_pointwise(py::module_& m);
 void bind_random(py::module_& m);
 void bind_recording(py::module_& m);
 void bind_decode(py::module_& m);

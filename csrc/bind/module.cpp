@@ -45,6 +45,7 @@ PYBIND11_MODULE(_native, m) {
   aigc::bind_linear(m);
   aigc::bind_linear_update(m);
   aigc::bind_norm(m);
+  aigc::bind_pointwise(m);
   aigc::bind_random(m);
   aigc::bind_recording(m);
   aigc::bind_decode(m);

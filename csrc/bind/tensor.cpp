@@ -66,15 +66,17 @@ void learn_tensors(const py::type& type, const py::object& empty_like, const py:
   known.table = table_of(type);
 }
 
-bool plain(PyObject* tensor, TensorView& view) {
+bool strided(PyObject* tensor, TensorView& view) {
   if (!known.table || reinterpret_cast<PyObject*>(Py_TYPE(tensor)) != known.type) return false;
   if (known.table->tensor_from_object(tensor, &view) != 0) {
     PyErr_Clear();  // a wrapper without memory of its own (vmap, for one)
     return false;
   }
   view.data = static_cast<char*>(view.data) + view.byte_offset;
-  return view.on_cpu() && view.lanes == 1 && view.contiguous() && !needs_gradient(tensor);
+  return view.on_cpu() && view.lanes == 1 && !needs_gradient(tensor);
 }
+
+bool plain(PyObject* tensor, TensorView& view) { return strided(tensor, view) && view.contiguous(); }
 
 py::object empty_like(PyObject* tensor) {
   return py::reinterpret_steal<py::object>(PyObject_CallOneArg(known.empty_like, tensor));

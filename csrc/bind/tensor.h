@@ -36,6 +36,9 @@ void learn_tensors(const py::type& type, const py::object& empty_like, const py:
 // returns false with no exception set.
 bool plain(PyObject* tensor, TensorView& view);
 
+// The same without asking that it be contiguous.
+bool strided(PyObject* tensor, TensorView& view);
+
 py::object empty_like(PyObject* tensor);
 int thread_count();
 

@@ -21,6 +21,66 @@ struct BiasActArgs {
   int threads;
 };
 
+// Steps of a pointwise program and how many operands each takes.
+#define AIGC_POINTWISE_STEPS(X) \
+  X(abs, 1)                     \
+  X(cos, 1)                     \
+  X(exp, 1)                     \
+  X(gelu, 1)                    \
+  X(gelu_tanh, 1)               \
+  X(log, 1)                     \
+  X(neg, 1)                     \
+  X(reciprocal, 1)              \
+  X(relu, 1)                    \
+  X(rsqrt, 1)                   \
+  X(sigmoid, 1)                 \
+  X(silu, 1)                    \
+  X(sin, 1)                     \
+  X(sqrt, 1)                    \
+  X(square, 1)                  \
+  X(tanh, 1)                    \
+  X(add, 2)                     \
+  X(div, 2)                     \
+  X(leaky_relu, 2)              \
+  X(maximum, 2)                 \
+  X(minimum, 2)                 \
+  X(mul, 2)                     \
+  X(sub, 2)                     \
+  X(clamp, 3)                   \
+  X(mul_add, 3)                 \
+  X(where, 3)
+
+enum class PointwiseStep : int8_t {
+#define AIGC_STEP(name, operands) name,
+  AIGC_POINTWISE_STEPS(AIGC_STEP)
+#undef AIGC_STEP
+};
+
+// A tensor's memory; strides in elements, 0 along axes that it's repeated over.
+constexpr int kMaxRank = 6;
+struct StridedView {
+  void* data;
+  int64_t strides[kMaxRank];
+  DType dtype;
+};
+
+// out = the value of the last step, or of the first input where there are no steps. Value k is input k, or
+// the result of step k - num_inputs. `out` may be an input, but not overlap one in another way.
+struct PointwiseArgs {
+  static constexpr int kMaxInputs = 8, kMaxSteps = 24, kMaxOperands = 3;
+  static constexpr int64_t kGrain = 32768;  // elements worth waking a thread for
+  struct Step {
+    PointwiseStep kind;
+    int8_t values[kMaxOperands];  // -1: the constant of that place
+    float constants[kMaxOperands];
+  };
+  StridedView out, inputs[kMaxInputs];
+  int num_inputs, num_steps, rank;
+  int64_t shape[kMaxRank];
+  Step steps[kMaxSteps];
+  int threads;
+};
+
 // How the products of a packed weight are made (see csrc/cpu/product.h).
 enum class Product : int32_t { kFloat32, kBFloat16, kSplit, kInt8 };
 

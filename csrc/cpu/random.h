@@ -1,8 +1,6 @@
 // math/philox.h on sixteen lanes: 64 consecutive normals at a time, in element order.
 #pragma once
 
-#include <cmath>
-
 #include "cpu/several.h"
 #include "math/philox.h"
 
@@ -22,16 +20,6 @@ AIGC_INLINE QVec multiply_low_words(QVec a, uint32_t b) {
 #endif
   }
   return a;
-}
-
-AIGC_INLINE Vec vsqrt(Vec v) {
-#ifdef AIGC_WIDE
-  for (auto& part : v.part) part = AIGC_WIDE(sqrt_ps)(part);
-#else
-  for (auto& part : v.part)
-    for (int i = 0; i < kRegisterBytes / 4; ++i) part[i] = std::sqrt(part[i]);
-#endif
-  return v;
 }
 
 // Lanes of `a` where the top bit is set, else of `b`.

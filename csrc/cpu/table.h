@@ -25,6 +25,7 @@
   X(linear_update, LinearUpdateArgs)   \
   X(philox_normal, PhiloxNormalArgs)   \
   X(philox_uniform, PhiloxUniformArgs) \
+  X(pointwise, PointwiseArgs)          \
   X(sample_token, SampleTokenArgs)
 
 namespace aigc {

@@ -6,6 +6,7 @@
 // per level.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 
@@ -178,6 +179,16 @@ AIGC_INLINE Vec vmin(Vec a, Vec b) {
   return a;
 }
 #endif
+
+AIGC_INLINE Vec vsqrt(Vec v) {
+#ifdef AIGC_WIDE
+  for (auto& part : v.part) part = AIGC_WIDE(sqrt_ps)(part);
+#else
+  for (auto& part : v.part)
+    for (int i = 0; i < kRegisterBytes / 4; ++i) part[i] = std::sqrt(part[i]);
+#endif
+  return v;
+}
 
 // a b + c with one rounding: half the operations of a polynomial.
 #if defined(__FMA__)
