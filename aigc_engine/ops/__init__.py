@@ -14,6 +14,7 @@ from aigc_engine.ops.norm import group_norm, group_norm_silu, layer_norm, rms_no
 from aigc_engine.ops.packed import PackedWeight
 from aigc_engine.ops.pointwise import pointwise
 from aigc_engine.ops.random import philox_normal, philox_uniform
+from aigc_engine.ops.resample import embedding, resize2d
 
 __all__ = [
     "PackedWeight",
@@ -23,6 +24,7 @@ __all__ = [
     "conv2d",
     "conv_transpose2d",
     "decoder_step",
+    "embedding",
     "geglu",
     "group_norm",
     "group_norm_silu",
@@ -37,6 +39,7 @@ __all__ = [
     "philox_normal",
     "philox_uniform",
     "pointwise",
+    "resize2d",
     "rms_norm",
     "sample_token",
     "swiglu",

@@ -23,6 +23,7 @@ void bind_norm(py::module_& m);
 void bind_pointwise(py::module_& m);
 void bind_random(py::module_& m);
 void bind_recording(py::module_& m);
+void bind_resample(py::module_& m);
 void bind_decode(py::module_& m);
 
 }  // namespace aigc

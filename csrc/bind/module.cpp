@@ -48,5 +48,6 @@ PYBIND11_MODULE(_native, m) {
   aigc::bind_pointwise(m);
   aigc::bind_random(m);
   aigc::bind_recording(m);
+  aigc::bind_resample(m);
   aigc::bind_decode(m);
 }

@@ -34,7 +34,7 @@ PointwiseWalk walk_of(const PointwiseArgs& a) {
   }
   walk.sort();
   walk.join();
-  walk.cut();
+  walk.cut(a.num_steps <= 1);
   return walk;
 }
 
@@ -92,9 +92,23 @@ class Runner {
     for (auto& kept : kept_) kept = {nullptr, 0, 0};
   }
 
-  void run(int64_t index) {
-    PointwiseTile tile;
-    locate(layout_.walk, index, tile);
+  void run(int64_t begin, int64_t end) {
+    PointwiseTile tile(layout_.walk, begin);
+    for (int64_t index = begin; index < end; ++index) {
+      const PointwiseTile current = tile;
+      tile.next(layout_.walk);
+      if (layout_.walk.square && index + 1 < end) fetch_ahead(tile);
+      run_split(current);
+    }
+  }
+
+ private:
+  struct Kept {
+    const char* from;
+    int64_t rows, columns;
+  };
+
+  void run_split(PointwiseTile tile) {
     const int64_t whole = tile.columns / kLanes * kLanes;
     if (tile.rows > 1 || whole == 0 || whole == tile.columns) return run(tile);
     // One row: what is left of the last vector goes by itself, so that the others needn't be copied.
@@ -106,11 +120,25 @@ class Runner {
     run(tile);
   }
 
- private:
-  struct Kept {
-    const char* from;
-    int64_t rows, columns;
-  };
+  // A transposed tile is in as many pages as it has rows and columns, which no hardware prefetcher follows.
+  void fetch_ahead(const PointwiseTile& tile) const {
+    const int64_t size = a_.out.dtype == DType::kFloat32 ? 4 : 2;
+    const char* to = static_cast<const char*>(a_.out.data) + tile.offsets[0] * size;
+    for (int64_t r = 0; r < tile.rows; ++r)
+      for (int64_t byte = 0; byte < tile.columns * size; byte += 64)
+        __builtin_prefetch(to + r * row_stride(0) * size + byte, 1);
+    for (int k = 0; k < a_.num_inputs; ++k)
+      if (layout_.read[k]) fetch_columns(k, tile);
+  }
+
+  void fetch_columns(int k, const PointwiseTile& tile) const {
+    const int64_t apart = column_stride(k + 1), size = a_.inputs[k].dtype == DType::kFloat32 ? 4 : 2;
+    if (apart == 0 || apart == 1 || row_stride(k + 1) != 1) return;
+    const char* from = static_cast<const char*>(a_.inputs[k].data) + tile.offsets[k + 1] * size;
+    for (int64_t c = 0; c < tile.columns; ++c)
+      for (int64_t byte = 0; byte < tile.rows * size; byte += 64)
+        __builtin_prefetch(from + c * apart * size + byte);
+  }
 
   int64_t column_stride(int tensor) const { return layout_.walk.strides[tensor][layout_.walk.rank - 1]; }
   int64_t row_stride(int tensor) const {
@@ -125,6 +153,9 @@ class Runner {
   }
 
   void run(const PointwiseTile& tile) {
+    if (a_.num_steps == 0 && a_.inputs[0].dtype == a_.out.dtype && column_stride(0) == 1 &&
+        column_stride(1) == 1)
+      return move_rows(tile);
     for (int k = 0; k < a_.num_inputs; ++k)
       if (layout_.read[k]) values_[k] = input(k, tile);
     const bool in_place = contiguous(0, tile);
@@ -208,15 +239,21 @@ class Runner {
       copy_to(slot(1), blocks_of(count, kLanes) * kLanes);
       return write(slot(1), tile);
     }
-    const int64_t size = a_.out.dtype == DType::kFloat32 ? 4 : 2;
-    char* out = static_cast<char*>(a_.out.data) + tile.offsets[0] * size;
-    if (value.dtype == a_.out.dtype && value.step == 1) {
-      std::memmove(out, value.data, size_t(count * size));
-    } else if (a_.out.dtype == DType::kFloat32) {
-      copy_to(reinterpret_cast<float*>(out), count);
+    if (a_.out.dtype == DType::kFloat32) {
+      copy_to(static_cast<float*>(a_.out.data) + tile.offsets[0], count);
     } else {
-      copy_to(reinterpret_cast<uint16_t*>(out), count);
+      copy_to(static_cast<uint16_t*>(a_.out.data) + tile.offsets[0], count);
     }
+  }
+
+  // A copy as it is.
+  void move_rows(const PointwiseTile& tile) const {
+    const int64_t size = a_.out.dtype == DType::kFloat32 ? 4 : 2;
+    char* to = static_cast<char*>(a_.out.data) + tile.offsets[0] * size;
+    const char* from = static_cast<const char*>(a_.inputs[0].data) + tile.offsets[1] * size;
+    const int64_t to_next = row_stride(0) * size, from_next = row_stride(1) * size;
+    for (int64_t r = 0; r < tile.rows; ++r, to += to_next, from += from_next)
+      std::memmove(to, from, size_t(tile.columns * size));
   }
 
   const PointwiseArgs& a_;
@@ -245,7 +282,7 @@ void pointwise(const PointwiseArgs& a) {
   const int64_t size = layout.walk.tile_rows * layout.walk.tile_columns;
   parallel_for(layout.walk.tiles, blocks_of(grain_of(a), size), a.threads, [&](int64_t begin, int64_t end) {
     Runner runner(a, layout, scratch(bytes));
-    for (int64_t tile = begin; tile < end; ++tile) runner.run(tile);
+    runner.run(begin, end);
   });
 }
 

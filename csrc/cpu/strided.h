@@ -7,6 +7,7 @@
 namespace aigc::AIGC_ISA {
 
 constexpr int64_t kTile = 1024;  // elements: 4 KiB of floats, a few of which fit the L1 cache
+constexpr int64_t kLong = 8192;  // of tiles that no step copies
 // Of tiles that are transposed: a cache line or two of either side.
 constexpr int64_t kSquare = 32;
 
@@ -18,6 +19,7 @@ AIGC_INLINE int64_t blocks_of(int64_t count, int64_t block) { return (count + bl
 template <int kTensors>
 struct Walk {
   int tensors, rank, row_axis;
+  bool square;  // the columns of some tensor lie apart, and its rows are contiguous
   int64_t shape[kMaxRank];
   int64_t strides[kTensors][kMaxRank];
   int64_t tile_rows, tile_columns, tiles;
@@ -55,12 +57,15 @@ struct Walk {
   }
 
   // Rows are the next axis; where a tensor's columns lie apart but another of its axes is contiguous, that.
-  AIGC_MEMBER void cut() {
+  // `in_place`: no tile is copied if all its rows are contiguous, so that they may be longer.
+  AIGC_MEMBER void cut(bool in_place) {
     const int columns = rank - 1;
     row_axis = rank - 2;
-    bool square = false;
+    square = false;
+    bool apart = strides[0][columns] != 1;
     for (int t = 1; t < tensors && !square; ++t) {
       if (strides[t][columns] == 0 || strides[t][columns] == 1) continue;
+      apart = true;
       for (int axis = 0; axis < columns; ++axis)
         if (strides[t][axis] == 1) row_axis = axis, square = true;
     }
@@ -70,16 +75,19 @@ struct Walk {
       tile_rows = smaller(height, kTile / tile_columns);
     } else {
       // Even blocks of whole vectors (a short rest would cost as much as a block), and rows that make some.
-      tile_columns = smaller(width, blocks_of(blocks_of(width, blocks_of(width, kTile)), kLanes) * kLanes);
+      const int64_t longest = in_place && !apart && width > kTile ? kLong : kTile;
+      tile_columns = smaller(width, blocks_of(blocks_of(width, blocks_of(width, longest)), kLanes) * kLanes);
       tile_rows = larger(1, smaller(height, kTile / tile_columns));
       const int64_t whole = kLanes / smaller(kLanes, tile_columns & -tile_columns);
       if (tile_rows > whole) tile_rows -= tile_rows % whole;
     }
     tiles = 1;
-    for (int axis = 0; axis < rank; ++axis) {
-      const int64_t step = axis == columns ? tile_columns : axis == row_axis ? tile_rows : 1;
-      tiles *= blocks[axis] = blocks_of(shape[axis], step);
-    }
+    for (int axis = 0; axis < rank; ++axis) tiles *= blocks[axis] = blocks_of(shape[axis], step(axis));
+  }
+
+  // Elements from a tile to the next along an axis.
+  AIGC_MEMBER int64_t step(int axis) const {
+    return axis == rank - 1 ? tile_columns : axis == row_axis ? tile_rows : 1;
   }
 
   template <class T>
@@ -89,27 +97,46 @@ struct Walk {
   }
 };
 
-// Where a tile lies: offsets in elements.
+// Where a tile lies, and the way to the next: offsets in elements.
 template <int kTensors>
 struct Tile {
   int64_t rows, columns;
   int64_t offsets[kTensors];
-};
+  int64_t block[kMaxRank];
 
-template <int kTensors>
-AIGC_INLINE void locate(const Walk<kTensors>& walk, int64_t index, Tile<kTensors>& tile) {
-  for (int t = 0; t < walk.tensors; ++t) tile.offsets[t] = 0;
-  tile.rows = tile.columns = 1;
-  for (int axis = walk.rank - 1; axis >= 0; --axis) {
-    const int64_t block = index % walk.blocks[axis];
-    index /= walk.blocks[axis];
-    const bool is_columns = axis == walk.rank - 1, is_rows = axis == walk.row_axis;
-    const int64_t step = is_columns ? walk.tile_columns : is_rows ? walk.tile_rows : 1;
-    const int64_t first = block * step, count = smaller(step, walk.shape[axis] - first);
-    if (is_columns) tile.columns = count;
-    if (is_rows) tile.rows = count;
-    for (int t = 0; t < walk.tensors; ++t) tile.offsets[t] += first * walk.strides[t][axis];
+  AIGC_MEMBER Tile(const Walk<kTensors>& walk, int64_t index) {
+    for (int t = 0; t < walk.tensors; ++t) offsets[t] = 0;
+    for (int axis = walk.rank - 1; axis >= 0; --axis) {
+      block[axis] = index % walk.blocks[axis];
+      index /= walk.blocks[axis];
+      move(walk, axis, block[axis]);
+    }
+    measure(walk);
   }
-}
+
+  AIGC_MEMBER void next(const Walk<kTensors>& walk) {
+    for (int axis = walk.rank - 1; axis >= 0; --axis) {
+      if (++block[axis] < walk.blocks[axis]) {
+        move(walk, axis, 1);
+        break;
+      }
+      move(walk, axis, 1 - block[axis]);
+      block[axis] = 0;
+    }
+    measure(walk);
+  }
+
+ private:
+  AIGC_MEMBER void move(const Walk<kTensors>& walk, int axis, int64_t blocks) {
+    const int64_t elements = blocks * walk.step(axis);
+    for (int t = 0; t < walk.tensors; ++t) offsets[t] += elements * walk.strides[t][axis];
+  }
+
+  AIGC_MEMBER void measure(const Walk<kTensors>& walk) {
+    const int last = walk.rank - 1, row = walk.row_axis;
+    columns = smaller(walk.tile_columns, walk.shape[last] - block[last] * walk.tile_columns);
+    rows = row < 0 ? 1 : smaller(walk.tile_rows, walk.shape[row] - block[row] * walk.tile_rows);
+  }
+};
 
 }  // namespace aigc::AIGC_ISA

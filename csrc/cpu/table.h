@@ -21,11 +21,13 @@
 #define AIGC_PLAIN_KERNELS(X)          \
   X(bias_act, BiasActArgs)             \
   X(decoder_step, DecoderStepArgs)     \
+  X(embedding, EmbeddingArgs)          \
   X(glu, GluArgs)                      \
   X(linear_update, LinearUpdateArgs)   \
   X(philox_normal, PhiloxNormalArgs)   \
   X(philox_uniform, PhiloxUniformArgs) \
   X(pointwise, PointwiseArgs)          \
+  X(resize, ResizeArgs)                \
   X(sample_token, SampleTokenArgs)
 
 namespace aigc {

@@ -1,0 +1,39 @@
+#include "bind/bind.h"
+#include "cpu/table.h"
+
+namespace aigc {
+namespace {
+
+void fill(int64_t* to, const py::tuple& from) {
+  for (size_t i = 0; i < from.size() && i < 4; ++i) to[i] = from[i].cast<int64_t>();
+}
+
+}  // namespace
+
+void bind_resample(py::module_& m) {
+  m.def("resize", [](uintptr_t x, const py::tuple& shape, const py::tuple& strides, uintptr_t y,
+                     const py::tuple& out_shape, const py::tuple& out_strides, bool bilinear,
+                     bool align_corners, int dtype, int threads) {
+    int64_t sizes[4] = {}, out_sizes[4] = {};
+    ResizeArgs args{};
+    fill(sizes, shape), fill(out_sizes, out_shape);
+    fill(args.x_strides, strides), fill(args.out_strides, out_strides);
+    args.x = in(x), args.out = out(y);
+    args.batch = sizes[0], args.channels = sizes[1], args.height = sizes[2], args.width = sizes[3];
+    args.out_height = out_sizes[2], args.out_width = out_sizes[3];
+    args.bilinear = bilinear, args.align_corners = align_corners;
+    args.dtype = DType(dtype), args.threads = threads;
+    py::gil_scoped_release unlocked;
+    kernels().resize(args);
+  });
+  m.def("embedding", [](uintptr_t indices, uintptr_t table, uintptr_t y, int64_t count, int64_t rows,
+                        int64_t row_bytes, int64_t table_stride, int64_t out_stride, int threads) {
+    int64_t refused;
+    py::gil_scoped_release unlocked;
+    kernels().embedding({static_cast<const int64_t*>(in(indices)), in(table), out(y), count, rows, row_bytes,
+                         table_stride, out_stride, &refused, threads});
+    return refused;
+  });
+}
+
+}  // namespace aigc
