@@ -252,7 +252,7 @@ def _layout_samples(randn: Callable[..., Tensor]) -> Iterator[Sample]:
         "scalar": whole[0, 0, 0, 0],
         "six_axes": randn(2, 3, 2, 5, 4, 3).permute(5, 0, 3, 2, 4, 1),
         "empty": whole[:0],
-        "wide_transpose": randn(70, 90).T,
+        "wide_transpose": randn(300, 500).T,
     }
     for name, view in views.items():
         yield Sample(f"copy_{name}", ([], view), exact=True)

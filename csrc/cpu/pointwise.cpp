@@ -11,7 +11,6 @@ namespace {
 
 constexpr int kTensors = PointwiseArgs::kMaxInputs + 1,
               kValues = PointwiseArgs::kMaxInputs + PointwiseArgs::kMaxSteps;
-constexpr int64_t kSlot = kTile;
 constexpr size_t kConstantBytes =
     sizeof(float) * kLanes * PointwiseArgs::kMaxSteps * PointwiseArgs::kMaxOperands;
 
@@ -120,13 +119,8 @@ class Runner {
     run(tile);
   }
 
-  // A transposed tile is in as many pages as it has rows and columns, which no hardware prefetcher follows.
+  // Columns that lie apart are in as many pages, which no hardware prefetcher follows.
   void fetch_ahead(const PointwiseTile& tile) const {
-    const int64_t size = a_.out.dtype == DType::kFloat32 ? 4 : 2;
-    const char* to = static_cast<const char*>(a_.out.data) + tile.offsets[0] * size;
-    for (int64_t r = 0; r < tile.rows; ++r)
-      for (int64_t byte = 0; byte < tile.columns * size; byte += 64)
-        __builtin_prefetch(to + r * row_stride(0) * size + byte, 1);
     for (int k = 0; k < a_.num_inputs; ++k)
       if (layout_.read[k]) fetch_columns(k, tile);
   }
@@ -144,7 +138,7 @@ class Runner {
   int64_t row_stride(int tensor) const {
     return layout_.walk.row_axis < 0 ? 0 : layout_.walk.strides[tensor][layout_.walk.row_axis];
   }
-  float* slot(int index) const { return slots_ + index * kSlot; }
+  float* slot(int index) const { return slots_ + index * layout_.walk.room; }
 
   // Whole vectors one after the other.
   bool contiguous(int tensor, const PointwiseTile& tile) const {
@@ -278,7 +272,7 @@ void pointwise(const PointwiseArgs& a) {
     if (a.shape[axis] == 0) return;
   const Layout layout = layout_of(a);
   const int slots = larger(layout.num_slots, 2);
-  const size_t bytes = kConstantBytes + size_t(slots) * kSlot * sizeof(float);
+  const size_t bytes = kConstantBytes + size_t(slots * layout.walk.room) * sizeof(float);
   const int64_t size = layout.walk.tile_rows * layout.walk.tile_columns;
   parallel_for(layout.walk.tiles, blocks_of(grain_of(a), size), a.threads, [&](int64_t begin, int64_t end) {
     Runner runner(a, layout, scratch(bytes));
