@@ -15,7 +15,7 @@ import torch
 from aigc_engine import native
 from aigc_engine.cli import bench as bench_command
 from aigc_engine.dispatch import Op
-from aigc_engine.testing import parity_failure, pieces, to_float64
+from aigc_engine.testing import Sample, parity_failure, pieces, to_float64
 from bench import __main__ as command
 from bench import bench_ops, plot, record
 from bench.case import Case, Mismatch, Work
@@ -89,13 +89,20 @@ def test_loop_like_does_as_much_work() -> None:
 def test_peer_does_the_same(op: Op) -> None:
     for dtype in sorted(op.dtypes, key=str):
         for sample in op.samples(dtype, "cpu"):
-            if sample.bench:
+            if sample.bench or rounds_each_step(op, dtype, sample):
                 continue
             theirs = pieces(op.peer(*sample.args, **sample.kwargs))
             reference = pieces(op.reference(*sample.args, **sample.kwargs))
             truth = pieces(op.reference(*to_float64(sample.args), **to_float64(dict(sample.kwargs))))
             for each in zip(theirs, reference, truth, strict=True):
                 assert parity_failure(*each, slack=op.slack) is None, f"{dtype} {sample.name}"
+
+
+def rounds_each_step(op: Op, dtype: torch.dtype, sample: Sample) -> bool:
+    """Whether PyTorch's way loses what the op's single rounding keeps."""
+    if op.name != "pointwise" or dtype != torch.bfloat16:
+        return False
+    return len(sample.args[0]) > 1 or sample.kwargs.get("out_dtype") == torch.float32
 
 
 def test_attention_is_timed_against_the_fused_op() -> None:

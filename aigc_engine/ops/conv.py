@@ -244,8 +244,8 @@ def _samples(dtype: torch.dtype, device: str) -> Iterator[Sample]:
         "chunks", (nhwc(2, 130, 9, 9), packed(35, 130, 3, 3), randn(35)), {"padding": 1}, batch_axis=0
     )
     # Whole lines of channels: an image packed once, or Winograd's tiles.
-    moved = {"stride": (2, 1), "padding": (1, 2, 0, 3), "dilation": (1, 2)}
-    yield Sample("lines_moved", (nhwc(2, 64, 11, 13), packed(40, 64, 3, 3)), moved, batch_axis=0)
+    shifted: dict[str, tuple[int, ...]] = {"stride": (2, 1), "padding": (1, 2, 0, 3), "dilation": (1, 2)}
+    yield Sample("lines_moved", (nhwc(2, 64, 11, 13), packed(40, 64, 3, 3)), shifted, batch_axis=0)
     yield Sample("lines_beyond", (nhwc(2, 32, 2, 3), packed(17, 32, 3, 3)), {"padding": 4}, batch_axis=0)
     both = {"concat": nhwc(2, 32, 7, 9), "padding": 1}
     yield Sample("lines_concat", (nhwc(2, 32, 7, 9), packed(33, 64, 3, 3), randn(33)), both, batch_axis=0)

@@ -142,7 +142,8 @@ def _eager(
     memory_format: torch.memory_format = torch.preserve_format,
 ) -> Tensor:
     """What a PyTorch user writes: each step in the tensors' own dtype."""
-    return _run(program, tensors, float).to(out_dtype or result_dtype(tensors), memory_format=memory_format)
+    found = _run(program, tensors, torch.tensor)
+    return found.to(out_dtype or result_dtype(tensors), memory_format=memory_format)
 
 
 def _cost(program: Sequence[Step], *tensors: Tensor, **kwargs: Any) -> tuple[float, float]:
