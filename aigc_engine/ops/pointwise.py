@@ -142,7 +142,8 @@ def _eager(
     memory_format: torch.memory_format = torch.preserve_format,
 ) -> Tensor:
     """What a PyTorch user writes: each step in the tensors' own dtype."""
-    found = _run(program, tensors, torch.tensor)
+    shape = torch.broadcast_shapes(*(value.shape for value in tensors))
+    found = _run(program, tensors, torch.tensor).expand(shape)
     return found.to(out_dtype or result_dtype(tensors), memory_format=memory_format)
 
 
