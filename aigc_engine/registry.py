@@ -82,6 +82,7 @@ LINES: tuple[Line, ...] = (
     _triton("bias_act"),
     _native("conv1d", "conv", weight=PACKED),
     _native("conv2d", "conv", weight=PACKED),
+    _native("conv_transpose1d", "conv", weight=PACKED),
     _native("conv_transpose2d", "conv", weight=PACKED),
     _native("decoder_step", "decode", FLOAT32),
     _native("embedding", "resample", INT64, table=frozenset({"bfloat16", "float32"})),

@@ -60,6 +60,13 @@ def conv_transpose2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, **kw
     return batched(x, 4, lambda x: ops.conv_transpose2d(x, packed, bias, **kwargs))
 
 
+def conv_transpose1d(x: Tensor, weight: Tensor, bias: Tensor | None = None, **kwargs: Any) -> Tensor:
+    only(kwargs.pop("groups", 1) == 1 and kwargs.pop("dilation", 1) in (1, (1,)))
+    numbers = {key: value[0] if isinstance(value, tuple) else value for key, value in kwargs.items()}
+    packed = ops.pack_conv_transpose1d(weight, stride=numbers.get("stride", 1))
+    return batched(x, 3, lambda x: ops.conv_transpose1d(x, packed, bias, **numbers))
+
+
 def attention(
     q: Tensor,
     k: Tensor,
@@ -119,6 +126,7 @@ OURS = {
     "nn.functional.linear": linear,
     "nn.functional.conv1d": conv1d,
     "nn.functional.conv2d": conv2d,
+    "nn.functional.conv_transpose1d": conv_transpose1d,
     "nn.functional.conv_transpose2d": conv_transpose2d,
     "nn.functional.scaled_dot_product_attention": attention,
     "nn.functional.layer_norm": layer_norm,

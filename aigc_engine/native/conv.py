@@ -15,6 +15,7 @@ from aigc_engine.native.memory import contiguous, empty
 from aigc_engine.ops.conv import out_size, pads_of, pair
 from aigc_engine.ops.conv1d import ends_of, out_length
 from aigc_engine.ops.conv_transpose import taps_of, transposed_size
+from aigc_engine.ops.conv_transpose1d import transposed_length
 from aigc_engine.ops.packed import PANEL, PackedWeight
 
 
@@ -172,15 +173,50 @@ def conv_transpose2d(
     slope: float = 0.01,
     residual: Tensor | None = None,
 ) -> Tensor:
-    assert isinstance(weight, PackedWeight) and weight.data is not None
-    (_, columns, *taps), strides, pads = weight.shape, pair(stride), pair(padding)
-    size = transposed_size(x.shape[2:], taps, stride, padding, output_padding)
-    out = _pixels(x, x.shape[0], columns, *size)
-    if not out.numel():
-        return out
-    e, _kept = _epilogue(out, bias, act, slope, residual=residual)
-    x = as_pixels(x)
-    offsets = _phase_offsets(weight)
+    assert isinstance(weight, PackedWeight)
+    size = transposed_size(x.shape[2:], weight.shape[2:], stride, padding, output_padding)
+    out = _pixels(x, x.shape[0], weight.shape[1], *size)
+    if out.numel():
+        e, _kept = _epilogue(out, bias, act, slope, residual=residual)
+        _transposed(as_pixels(x), weight, tuple(weight.shape[2:]), weight.stride, pair(padding), size, e)
+    return out
+
+
+def conv_transpose1d(
+    x: Tensor,
+    weight: Tensor | PackedWeight,
+    bias: Tensor | None = None,
+    *,
+    stride: int = 1,
+    padding: int = 0,
+    output_padding: int = 0,
+    act: str = "none",
+    slope: float = 0.01,
+    residual: Tensor | None = None,
+) -> Tensor:
+    assert isinstance(weight, PackedWeight)
+    taps = (1, weight.shape[2])
+    size = (1, transposed_length(x.shape[2], taps[1], stride, padding, output_padding))
+    out = _pixels(x, x.shape[0], weight.shape[1], *size)
+    if out.numel():
+        residual = None if residual is None else residual[:, :, None]
+        e, _kept = _epilogue(out, bias, act, slope, residual=residual)
+        _transposed(as_pixels(x[:, :, None]), weight, taps, (1, stride), (0, padding), size, e)
+    return out[:, :, 0]
+
+
+def _transposed(
+    x: Tensor,
+    weight: PackedWeight,
+    taps: tuple[int, ...],
+    strides: tuple[int, ...],
+    pads: tuple[int, int],
+    size: tuple[int, int],
+    e: Any,
+) -> None:
+    """A transposed convolution of x (B, C, H, W) as an ordinary one for each remainder of the stride."""
+    assert weight.data is not None
+    offsets = _phase_offsets(weight, taps, strides)
     for y in range(min(strides[0], size[0])):
         for z in range(min(strides[1], size[1])):
             # Outputs y, y + stride, ...: an ordinary convolution of the taps of their remainder.
@@ -205,16 +241,14 @@ def conv_transpose2d(
                 epilogue=e,
                 threads=threads(),
             )
-    return out
 
 
-def _phase_offsets(weight: PackedWeight) -> list[int]:
-    """Bytes before each remainder's matrix, as `pack_conv_transpose2d` made them."""
-    C, columns, *taps = weight.shape
+def _phase_offsets(weight: PackedWeight, taps: tuple[int, ...], strides: tuple[int, ...]) -> list[int]:
+    """Bytes before each remainder's matrix, in the order of `ops.conv_transpose.phases`."""
     offsets, total = [], 0
-    for y in range(weight.stride[0]):
-        for x in range(weight.stride[1]):
+    for y in range(strides[0]):
+        for x in range(strides[1]):
             offsets.append(total)
-            reach = len(taps_of(taps[0], weight.stride[0], y)) * len(taps_of(taps[1], weight.stride[1], x))
-            total += packed_bytes(columns, C * max(reach, 1), weight.product)
+            reach = len(taps_of(taps[0], strides[0], y)) * len(taps_of(taps[1], strides[1], x))
+            total += packed_bytes(weight.shape[1], weight.shape[0] * max(reach, 1), weight.product)
     return offsets

@@ -5,6 +5,7 @@ from aigc_engine.ops.attention import attention
 from aigc_engine.ops.conv import conv2d, pack_conv2d
 from aigc_engine.ops.conv1d import conv1d, pack_conv1d
 from aigc_engine.ops.conv_transpose import conv_transpose2d, pack_conv_transpose2d
+from aigc_engine.ops.conv_transpose1d import conv_transpose1d, pack_conv_transpose1d
 from aigc_engine.ops.decode import sample_token
 from aigc_engine.ops.decoder import decoder_step
 from aigc_engine.ops.diffusion import linear_update
@@ -22,6 +23,7 @@ __all__ = [
     "bias_act",
     "conv1d",
     "conv2d",
+    "conv_transpose1d",
     "conv_transpose2d",
     "decoder_step",
     "embedding",
@@ -34,6 +36,7 @@ __all__ = [
     "modulated_conv2d",
     "pack_conv1d",
     "pack_conv2d",
+    "pack_conv_transpose1d",
     "pack_conv_transpose2d",
     "pack_linear",
     "philox_normal",

@@ -44,6 +44,11 @@ def pack_conv_transpose2d(
     _check_kernel("pack_conv_transpose2d", weight)
     check_numbers("pack_conv_transpose2d", "stride", stride, (2,), 1)
     strides = pair(stride)
+    return pack("conv_transpose2d", weight, phases(weight, strides), precision, stride=strides)
+
+
+def phases(weight: Tensor, strides: tuple[int, int]) -> list[Tensor]:
+    """The matrices of a weight (C, O, kH, kW): for each remainder of the stride, its taps."""
     matrices = []
     for remainder_y in range(strides[0]):
         for remainder_x in range(strides[1]):
@@ -52,7 +57,7 @@ def pack_conv_transpose2d(
             taps = weight[:, :, rows][:, :, :, columns].permute(1, 2, 3, 0).flatten(1)
             # No tap reaches these outputs (a stride beyond the kernel): one of zeros does.
             matrices.append(taps if taps.shape[1] else weight.new_zeros(weight.shape[1], weight.shape[0]))
-    return pack("conv_transpose2d", weight, matrices, precision, stride=strides)
+    return matrices
 
 
 def _check_kernel(name: str, weight: Tensor | PackedWeight) -> None:
