@@ -38,7 +38,7 @@ class Case:
     """A named benchmark; `build` makes its inputs, so that listing cases costs nothing.
 
     Args:
-        group: the file it's from: ops, int8, step, diffusion, text, gan, vae.
+        group: the file it's from: ops, int8, network, step, diffusion, text, gan, vae.
         name: unique in its group.
         against: what `theirs` is, for the table.
         target: the ratio that the project promises, or None.

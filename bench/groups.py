@@ -9,6 +9,7 @@ from bench.case import Case
 GROUPS = {
     "ops": "bench.bench_ops",
     "int8": "bench.bench_int8",
+    "network": "bench.bench_network",
     "step": "bench.bench_scheduler_step",
     "diffusion": "bench.bench_diffusion",
     "text": "bench.bench_text",
