@@ -231,7 +231,7 @@ def test_bad_input() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return x if x.sum() > 0 else -x
 
-    with pytest.raises(TypeError, match="module function, expected a torch.nn.Module"):
+    with pytest.raises(TypeError, match="obj function, expected a torch.nn.Module or a diffusers pipeline"):
         accelerate(lambda x: x)
     with pytest.raises(ValueError, match="training mode, expected eval mode; call eval"):
         accelerate(Block())

@@ -7,6 +7,7 @@ runs the graph reads them from the module as it is then.
 from __future__ import annotations
 
 import contextlib
+import copy
 import inspect
 import logging
 import math
@@ -43,6 +44,7 @@ class Capture:
         sources: placeholder name to where its tensor is.
         inputs: placeholders of the flattened arguments, in order.
         taken: each argument's fake tensor, or the constant that the graph was made for.
+        signature: of the module's forward.
         in_spec, out_spec: how arguments were flattened, and how flat results become what the module returns.
         ranges: allowed values of each symbol.
         guards: what else must hold of the sizes, as Python over L, arguments by name.
@@ -52,6 +54,7 @@ class Capture:
     sources: dict[str, Source]
     inputs: list[fx.Node]
     taken: list[Any]
+    signature: inspect.Signature
     in_spec: pytree.TreeSpec
     out_spec: pytree.TreeSpec
     ranges: Mapping[Any, Any]
@@ -83,7 +86,8 @@ class Capture:
             allowed = self.ranges.get(symbol)
             if allowed is not None and not (max(size, 2) >= allowed.lower and size <= allowed.upper):
                 return False
-        named = {node.name: leaf for node, leaf in zip(self.inputs, leaves, strict=True)}
+        args, kwargs = pytree.tree_unflatten(list(leaves), self.in_spec)
+        named = dict(self.signature.bind(*args, **kwargs).arguments)
         return all(
             guard.rstrip(")").endswith(_ONES) or eval(guard, {"L": named, "math": math, "torch": torch})
             for guard in self.guards
@@ -99,6 +103,22 @@ def evaluate(size: Any, symbols: Mapping[Any, int]) -> int:
     """A size for these values of the symbols."""
     found = expression(size)
     return int(found.subs(symbols)) if hasattr(found, "subs") else int(found)
+
+
+def skeleton(module: nn.Module, dtype: torch.dtype, patch: object) -> nn.Module:
+    """The module in another dtype, its tensors being memory that nobody touches: enough to be captured.
+
+    Args:
+        patch: what may stand in the place of the module's forward, and isn't copied.
+    """
+    memo: dict[int, Any] = {id(patch): patch}
+    for tensor in (*module.parameters(), *module.buffers()):
+        wanted = dtype if tensor.is_floating_point() else tensor.dtype
+        like = torch.empty_like(tensor, dtype=wanted, requires_grad=False)
+        memo[id(tensor)] = nn.Parameter(like, False) if isinstance(tensor, nn.Parameter) else like
+    copied = copy.deepcopy(module, memo)
+    copied.__dict__.pop("forward", None)
+    return copied
 
 
 def capture(
@@ -223,7 +243,15 @@ def _read(module: nn.Module, program: Any, guards: Sequence[str], in_spec: pytre
     assert out_spec is not None
     taken = [node.meta.get("val") for node in inputs]
     return Capture(
-        program.graph, sources, inputs, taken, in_spec, out_spec, program.range_constraints, guards
+        program.graph,
+        sources,
+        inputs,
+        taken,
+        inspect.signature(module.forward),
+        in_spec,
+        out_spec,
+        program.range_constraints,
+        guards,
     )
 
 

@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 from aigc_engine.graph.capture import Capture
-from aigc_engine.graph.constants import static_nodes
-from aigc_engine.graph.passes import batch_norm, clean, layers, merge, products
+from aigc_engine.graph.constants import Constants, static_nodes
+from aigc_engine.graph.passes import batch_norm, clean, layers, merge, pointwise, products, views
+from aigc_engine.graph.passes.edit import aten, insert
+
+
+def cast_sources(capture: Capture, constants: Constants) -> None:
+    """Casts the module's tensors where the graph was captured in another dtype than they have."""
+    for node in [node for node in capture.graph.nodes if node.name in capture.sources]:
+        traced, live = node.meta["val"], constants.value(node)
+        if traced.dtype != live.dtype:
+            first = next(later for later in capture.graph.nodes if later.op != "placeholder")
+            cast = insert(first, aten.to.dtype, (node, traced.dtype), {}, traced)
+            node.replace_all_uses_with(cast, delete_user_cb=lambda user, made=cast: user is not made)
+            node.meta["val"] = traced.to(live.dtype)
 
 
 def fuse(capture: Capture) -> None:
     """Rewrites a captured graph into our ops, in place; what has no op stays aten's."""
     graph = capture.graph
     clean.remove_dead(graph)
+    views.use_views(graph)
     clean.undo_transposes(graph)
     clean.merge_equal(graph)
     layers.use_norms(graph)
@@ -21,5 +34,7 @@ def fuse(capture: Capture) -> None:
     batch_norm.fold_batch_norm(graph, static_nodes(capture))
     merge.merge_linears(graph, static_nodes(capture))
     products.join_before(graph)
+    products.join_gated(graph)
     products.join_after(graph)
+    pointwise.join_pointwise(graph, static_nodes(capture))
     graph.lint()

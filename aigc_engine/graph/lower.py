@@ -12,14 +12,29 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from aigc_engine import _native
+from aigc_engine import _native, ops
 from aigc_engine.dispatch import Op
 from aigc_engine.graph.arena import Arena, Lifetimes
 from aigc_engine.graph.capture import Capture, evaluate
 from aigc_engine.graph.constants import PACKS, Constants, repeatable
 from aigc_engine.graph.passes.clean import ASSERTIONS, CASTS
 from aigc_engine.graph.plan import Call, Native, Plan, Result, Torch
-from aigc_engine.native.memory import reshape, use_memory
+from aigc_engine.graph.values import (
+    as_meta,
+    copies_natively,
+    described,
+    items_read,
+    last_users,
+    makes_tensors,
+    map_values,
+    may_view,
+    name_of,
+    options_of,
+    shares,
+    tensors_in,
+)
+from aigc_engine.native import pointwise
+from aigc_engine.native.memory import use_memory
 
 aten = torch.ops.aten
 RESHAPES = {
@@ -29,6 +44,7 @@ RESHAPES = {
     aten.flatten.using_ints,
     aten.unflatten.int,
 }
+OF_PIXELS = {ops.conv2d, ops.conv_transpose2d, ops.group_norm, ops.group_norm_silu}
 SHAPED = {aten.flatten.using_ints, aten.unflatten.int}  # by other arguments than the shape itself
 
 
@@ -36,8 +52,18 @@ class RankError(ValueError):
     """The graph was traced at sizes that these contradict."""
 
 
-def lower(capture: Capture, constants: Constants, leaves: Sequence[Any], symbols: Mapping[Any, int]) -> Plan:
+def lower(
+    capture: Capture,
+    constants: Constants,
+    leaves: Sequence[Any],
+    symbols: Mapping[Any, int],
+    cast: tuple[torch.dtype, torch.dtype] | None = None,
+) -> Plan:
     """The plan of a captured graph for arguments like these.
+
+    Args:
+        symbols: the values of the graph's symbols.
+        cast: results of the first dtype are returned in the second.
 
     Raises:
         RankError: the graph doesn't hold for these sizes.
@@ -50,10 +76,12 @@ def lower(capture: Capture, constants: Constants, leaves: Sequence[Any], symbols
         values = lowering.run()
     results = []
     for value, node in zip(values, _outputs(capture), strict=True):
-        stride: tuple[int, ...] = ()
         if isinstance(value, Tensor):
             stride = tuple(evaluate(step, symbols) for step in node.meta["val"].stride())
-        results.append(Result(value, stride))
+            dtype = cast[1] if cast is not None and value.dtype == cast[0] else value.dtype
+            results.append(Result(value, stride, dtype))
+        else:
+            results.append(Result(value))
     kept = [arena.memory, lowering.kept, lowering.inputs]
     return Plan(lowering.inputs, lowering.steps, results, arena.peak, arena.total, kept)
 
@@ -82,7 +110,7 @@ class _Lowering:
         self._call = Call("", "", "")
 
     def run(self) -> list[Any]:
-        last = _last_users(self.capture.graph)
+        last = last_users(self.capture.graph)
         for node in self.capture.graph.nodes:
             if node.op == "output":
                 return [self._value(item) for item in node.args[0]]
@@ -99,14 +127,20 @@ class _Lowering:
 
     def copy(self, source: Tensor, target: Tensor) -> None:
         """A copy that an adapter makes while it's being recorded."""
+        if copies_natively(source, target):
+            pointwise.run([], target, source)
+            return
         recording = self._recording
         assert recording is not None
         recording.stop()
         self._close()
-        call = Call(self._call.name, "copy", _shape(target), reason="no native copy")
-        self.steps.append(Torch(call, aten.clone.default, (source,), {}, [target]))
+        self._copy_by_torch(self._call.name, source, target)
         self._recording = self._open()
         self._recording.start()
+
+    def _copy_by_torch(self, name: str, source: Tensor, target: Tensor) -> None:
+        call = Call(name, "copy", described(target), reason=f"no native copy of {source.dtype}")
+        self.steps.append(Torch(call, aten.clone.default, (source,), {}, [target]))
 
     def _open(self) -> _native.Recording:
         step = self.steps[-1] if self.steps else None
@@ -171,7 +205,7 @@ class _Lowering:
         if op.name in PACKS and isinstance(node.args[1], fx.Node) and node.args[1] in self.constants.static:
             args = (args[0], self.constants.packed(node.args[1], op.name, kwargs), *args[2:])
         verdict = op.explain(*args, **kwargs)
-        whole = all(t.numel() for t in _tensors((args, kwargs)))
+        whole = all(t.numel() for t in tensors_in((args, kwargs)))
         if verdict.runs != "native" or not whole:
             reason = (
                 "no elements" if not whole else "; ".join(str(v) for v in verdict.verdicts if not v.serves)
@@ -179,49 +213,94 @@ class _Lowering:
             plain = fx.map_arg((node.args, dict(node.kwargs)), self._value)
             return self._torch(node, op.reference, plain[0], plain[1], reason or "no native kernel")
         flops, moved = op.cost(*args, **kwargs) if op.cost is not None else (0.0, 0.0)
-        self._call = Call(node.name, op.name + _options(kwargs), "", flops, moved)
+        what = op.name + options_of(op, args, kwargs)
+        return self._record(
+            Call(node.name, what, "", flops, moved), op.implementation("native"), args, kwargs
+        )
+
+    def _record(self, call: Call, function: Any, args: Any, kwargs: Any) -> Any:
+        """Calls an adapter whose kernels are recorded."""
+        self._call = call
         self._recording = self._open()
         self._recording.start()
         try:
             with use_memory(self):
-                value = op.implementation("native")(*args, **kwargs)
+                value = function(*args, **kwargs)
         finally:
             self._recording.stop()
             self._recording = None
-        self._call.shape = _shape(value)
+        call.shape = described(value)
         self._close()
         return value
 
     def _aten(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if not any(True for _ in _tensors((args, kwargs))) and not _makes_tensors(node):
+        if not any(True for _ in tensors_in((args, kwargs))) and not makes_tensors(node):
             return node.target(*args, **kwargs)
+        if node.target is aten.cat.default and all(copies_natively(part, part) for part in args[0]):
+            return self._cat(node, *args, **kwargs)
         if node.target in RESHAPES:
-            shape = node.target(*_map(args, _meta)).shape if node.target in SHAPED else args[1]
+            shape = node.target(*map_values(args, as_meta)).shape if node.target in SHAPED else args[1]
             return self._reshape(node, args[0], shape)
-        if node.target not in CASTS and _may_view(node):
+        if node.target not in CASTS and may_view(node):
             value = node.target(*args, **kwargs)
-            if _shares((args, kwargs), value):
+            if shares((args, kwargs), value):
                 return list(value) if isinstance(value, tuple) else value
         return self._torch(node, node.target, args, kwargs, "no native kernel")
 
     def _reshape(self, node: fx.Node, x: Tensor, shape: Sequence[int]) -> Tensor:
+        """A view where there is one, else a copy: of pixels, channels-last."""
         try:
             return x.view(shape)
         except RuntimeError:
-            out = self.memory.empty(x.shape, torch.empty(x.shape, device="meta").stride(), x.dtype)
-            call = Call(node.name, "copy", _shape(out), reason="no native copy")
-            self.steps.append(Torch(call, aten.clone.default, (x,), {}, [out]))
-            return reshape(out, shape)
+            out, target = self._reshaped(node, x, shape)
+        if copies_natively(x, target):
+            moved = 2.0 * x.numel() * x.element_size()
+            self._record(Call(node.name, "copy", "", 0.0, moved), pointwise.run, ([], target, x), {})
+        else:
+            self._copy_by_torch(node.name, x, target)
+        return out
+
+    def _reshaped(self, node: fx.Node, x: Tensor, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Memory for x in another shape, and the view of it to which x is copied."""
+        for layout in self._layouts(node, len(shape)):
+            made = torch.empty(x.shape, device="meta").view(shape).contiguous(memory_format=layout)
+            try:
+                made.view(x.shape)
+            except RuntimeError:
+                continue
+            out = self.memory.empty(made.shape, made.stride(), x.dtype)
+            return out, out.view(x.shape)
+        raise AssertionError("contiguous memory can be viewed in any shape")
+
+    def _layouts(self, node: fx.Node, axes: int) -> list[torch.memory_format]:
+        pixels = axes == 4 and any(user.target in OF_PIXELS for user in node.users)
+        return [torch.channels_last, torch.contiguous_format] if pixels else [torch.contiguous_format]
+
+    def _cat(self, node: fx.Node, parts: Sequence[Tensor], dim: int = 0) -> Tensor:
+        """Copies each part to its place."""
+        (made,) = (aten.cat.default([as_meta(part) for part in parts], dim),)
+        out = self.memory.empty(made.shape, made.stride(), made.dtype)
+        parts = [part for part in parts if part.numel()]
+        places = out.split([part.shape[dim] for part in parts], dim)
+        moved = 2.0 * out.numel() * out.element_size()
+        call = Call(node.name, "cat", "", 0.0, moved)
+
+        def copy_all() -> Tensor:
+            for part, place in zip(parts, places, strict=True):
+                pointwise.run([], place, part)
+            return out
+
+        return self._record(call, copy_all, (), {})
 
     def _torch(self, node: fx.Node, function: Any, args: Any, kwargs: Any, reason: str) -> Any:
-        found = function(*_map(args, _meta), **_map(kwargs, _meta))
+        found = function(*map_values(args, as_meta), **map_values(kwargs, as_meta))
         several = isinstance(found, (tuple, list))
-        read = _items_read(node) if several else {0}
+        read = items_read(node) if several else {0}
         out = [
             self.memory.empty(t.shape, t.stride(), t.dtype) if index in read else None
             for index, t in enumerate(found if several else [found])
         ]
-        call = Call(node.name, _name(node.target), _shape(out[min(read)]), reason=reason)
+        call = Call(node.name, name_of(node.target), described(out[min(read)]), reason=reason)
         self.steps.append(Torch(call, function, tuple(args), dict(kwargs), out))
         return out if several else out[0]
 
@@ -229,84 +308,3 @@ class _Lowering:
         value, traced = self._values[node], node.meta.get("val")
         if isinstance(value, Tensor) and isinstance(traced, Tensor) and value.ndim != traced.ndim:
             raise RankError(f"{node.name} has {value.ndim} axes, was traced with {traced.ndim}")
-
-
-def _last_users(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
-    """What each node is the last to read."""
-    last: dict[fx.Node, fx.Node] = {}
-    for node in graph.nodes:
-        last[node] = node
-        for read in node.all_input_nodes:
-            last[read] = node
-    found: dict[fx.Node, list[fx.Node]] = {}
-    for node, user in last.items():
-        found.setdefault(user, []).append(node)
-    return found
-
-
-def _items_read(node: fx.Node) -> set[int]:
-    """Which results of several are used."""
-    return {user.args[1] for user in node.users}
-
-
-def _shares(args: Any, value: Any) -> bool:
-    """Whether all tensors of a result are memory of the arguments'."""
-    known = {t.untyped_storage().data_ptr() for t in _tensors(args)}
-    return all(t.untyped_storage().data_ptr() in known for t in _tensors(value))
-
-
-def _may_view(node: fx.Node) -> bool:
-    """Whether a node's result can be memory of its argument's, or is an item of a list."""
-    schema = getattr(node.target, "_schema", None)
-    if schema is None:
-        return True  # operator.getitem
-    return any(r.alias_info is not None and not r.alias_info.is_write for r in schema.returns)
-
-
-def _makes_tensors(node: fx.Node) -> bool:
-    schema = getattr(node.target, "_schema", None)
-    return schema is not None and any("Tensor" in str(r.type) for r in schema.returns)
-
-
-def _tensors(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (tuple, list)):
-        for item in value:
-            yield from _tensors(item)
-    elif isinstance(value, dict):
-        yield from _tensors(list(value.values()))
-
-
-def _map(value: Any, fn: Any) -> Any:
-    if isinstance(value, (tuple, list)):
-        return type(value)(_map(item, fn) for item in value)
-    if isinstance(value, dict):
-        return {key: _map(item, fn) for key, item in value.items()}
-    return fn(value)
-
-
-def _meta(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
-    return torch.device("meta") if isinstance(value, torch.device) else value
-
-
-def _shape(value: Any) -> str:
-    value = value[0] if isinstance(value, (tuple, list)) else value
-    return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
-
-
-def _options(kwargs: Mapping[str, Any]) -> str:
-    """What a fused op does besides: its activation, and the operands that were other nodes."""
-    shown = [str(kwargs["act"])] if kwargs.get("act", "none") != "none" else []
-    shown += [name for name, value in kwargs.items() if isinstance(value, Tensor)]
-    return "".join(f" + {name}" for name in shown)
-
-
-def _name(target: Any) -> str:
-    return (
-        target.name()
-        if isinstance(target, torch._ops.OpOverload)
-        else getattr(target, "__name__", str(target))
-    )

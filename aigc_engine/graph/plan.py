@@ -95,15 +95,16 @@ def _out_variant(function: Any) -> Callable[..., Any] | None:
 
 @dataclass
 class Result:
-    """A flat result: a tensor of the plan's, with the strides that eager gives, or a constant."""
+    """A flat result: a tensor of the plan's, with the strides and dtype that eager gives, or a constant."""
 
     value: Any
     stride: tuple[int, ...] = ()
+    dtype: torch.dtype | None = None
 
     def read(self) -> Any:
         if not isinstance(self.value, Tensor):
             return self.value
-        out = torch.empty_strided(self.value.shape, self.stride, dtype=self.value.dtype)
+        out = torch.empty_strided(self.value.shape, self.stride, dtype=self.dtype)
         return out.copy_(self.value)
 
 

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from aigc_engine import _native
-from aigc_engine.native import DTYPE_CODES, on_huge_pages, threads
-from aigc_engine.ops.pointwise import Step, empty_result
+from aigc_engine.native import DTYPE_CODES, threads
+from aigc_engine.native.memory import empty, empty_like
+from aigc_engine.ops.pointwise import Step, result_dtype
 
 
 def _view(x: Tensor) -> tuple[int, torch.Size, tuple[int, ...], int]:
@@ -33,7 +34,15 @@ def pointwise(
     out_dtype: torch.dtype | None = None,
     memory_format: torch.memory_format = torch.preserve_format,
 ) -> Tensor:
-    return run(program, on_huge_pages(empty_result(tensors, out_dtype, memory_format)), *tensors)
+    x, dtype = tensors[0], out_dtype or result_dtype(tensors)
+    shape = torch.broadcast_shapes(*(value.shape for value in tensors))
+    if memory_format == torch.preserve_format and x.shape == shape:
+        out = empty_like(x, dtype)
+    elif memory_format == torch.preserve_format:
+        out = empty(shape, dtype)
+    else:
+        out = empty(shape, dtype, memory_format)
+    return run(program, out, *tensors)
 
 
 _native.learn_results(

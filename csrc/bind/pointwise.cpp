@@ -3,9 +3,8 @@
 #include <unordered_map>
 #include <vector>
 
-#include "bind/bind.h"
+#include "bind/launch.h"
 #include "bind/tensor.h"
-#include "cpu/table.h"
 #include "runtime/overlap.h"
 
 namespace aigc {
@@ -102,8 +101,7 @@ int64_t numel(const PointwiseArgs& args) {
 
 void run(PointwiseArgs& args, int threads) {
   args.threads = threads;
-  py::gil_scoped_release unlocked;
-  kernels().pointwise(args);
+  launch(&KernelTable::pointwise, args);
 }
 
 void refuse_overlap(const PointwiseArgs& args) {

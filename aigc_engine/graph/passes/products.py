@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 from torch import fx
@@ -218,3 +219,48 @@ def _one_per_sample(gate: Any, node: fx.Node) -> bool:
         return False
     batch, *middle, width = sizes(node)
     return sizes(gate) == (batch, *[1] * len(middle), width)
+
+
+def join_gated(graph: fx.Graph) -> None:
+    """A linear layer whose halves gate each other: a * gelu(b) or silu(a) * b."""
+    for node in calls(graph, aten.mul.Tensor):
+        for name, halves in _gated(node):
+            linear = _halved(*halves)
+            if linear is not None:
+                replace(node, ops.linear, linear.args, {"act": name})
+                break
+    erase_dead(graph)
+
+
+def _gated(node: fx.Node) -> list[tuple[str, tuple[Any, Any]]]:
+    """Ways in which a product is a gated unit: its name, and the halves in order."""
+    found = []
+    for value, gate in (node.args[:2], node.args[1::-1]):
+        if (
+            is_call(gate, aten.gelu.default)
+            and normal(gate)["approximate"] == "none"
+            and only_user(gate) is node
+        ):
+            found.append(("geglu", (value, gate.args[0])))
+        if is_call(gate, aten.silu.default) and only_user(gate) is node:
+            found.append(("swiglu", (gate.args[0], value)))
+    return found
+
+
+def _halved(first: Any, second: Any) -> fx.Node | None:
+    """The plain linear layer of whose last axis these are the two halves, and that nobody else reads."""
+    if not (is_call(first, operator.getitem) and is_call(second, operator.getitem)):
+        return None
+    whole = first.args[0]
+    if second.args[0] is not whole or (first.args[1], second.args[1]) != (0, 1):
+        return None
+    if not is_call(whole, aten.chunk.default, aten.split.Tensor) or set(whole.users) != {first, second}:
+        return None
+    if only_user(first) is None or only_user(second) is None:
+        return None
+    found, linear = normal(whole), whole.args[0]
+    width = sizes(linear)[-1]
+    parts = found["chunks"] == 2 if whole.target is aten.chunk.default else found["split_size"] * 2 == width
+    last = found["dim"] in (-1, len(sizes(linear)) - 1)
+    plain = is_call(linear, ops.linear) and not linear.kwargs and only_user(linear) is whole
+    return linear if parts and last and plain and type(width) is int and width % 32 == 0 else None

@@ -1,0 +1,332 @@
+"""A live module whose calls run as native plans."""
+
+from __future__ import annotations
+
+import inspect
+import threading
+import warnings
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor, nn
+
+from aigc_engine import native
+from aigc_engine.dispatch import UnsupportedError
+from aigc_engine.graph.capture import Capture, capture, skeleton
+from aigc_engine.graph.constants import Constants
+from aigc_engine.graph.fuse import cast_sources, fuse
+from aigc_engine.graph.lower import RankError, lower
+from aigc_engine.graph.plan import Plan
+from aigc_engine.ops.packed import use_precision
+
+NUMBERS = {int: torch.int64, float: torch.float64}
+MOST_SHAPES = 16  # whose plans are kept, by latest use: each plan holds an arena
+
+
+class StrictError(UnsupportedError):
+    """Nodes are left to torch, which strict=True doesn't allow."""
+
+
+@dataclass
+class _Graph:
+    """A fused graph with what it takes from the module."""
+
+    capture: Capture
+    constants: Constants
+
+
+@dataclass
+class _Shape:
+    """Plans for one kind of arguments, those that no call is using."""
+
+    graph: _Graph
+    symbols: dict[Any, int]
+    free: list[Plan] = field(default_factory=list)
+
+
+class Accelerated:
+    """What `accelerate` returns: called like the module, whose attributes it has.
+
+    Args:
+        dtype: that the module is to compute in; None for its own.
+        precision, strict: as `accelerate` says.
+        patient: whether a module that can't be captured runs as it is, with a warning.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        dtype: torch.dtype | None = None,
+        precision: str | None = None,
+        strict: bool = False,
+        patient: bool = False,
+    ) -> None:
+        self._module = module
+        self._dtype = dtype
+        self._precision = precision
+        self._strict = strict
+        self._patient = patient
+        self._forward = module.forward
+        self._signature = self.__signature__ = inspect.signature(module.forward)
+        self._lock = threading.RLock()
+        self._numbers_fixed = False
+        self._warned = False
+        self._refused = ""
+        self._drop()
+
+    def install(self) -> None:
+        """From now on the module itself runs as plans."""
+        self._module.forward = self
+
+    def _drop(self) -> None:
+        self._graphs: list[_Graph] = []
+        self._shapes: OrderedDict[Any, _Shape] = OrderedDict()
+        self._latest: Plan | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "_module":
+            raise AttributeError(name)
+        return getattr(self._module, name)
+
+    def __repr__(self) -> str:
+        return f"accelerate({self._module!r})"
+
+    def restore(self) -> nn.Module:
+        """The module itself; plans and packed weights are dropped."""
+        with self._lock:
+            self._drop()
+        if self._module.__dict__.get("forward") is self:
+            del self._module.forward
+            if self._module.forward != self._forward:  # someone else's, from before
+                self._module.forward = self._forward
+        return self._module
+
+    @property
+    def called(self) -> bool:
+        """Whether there's anything to explain."""
+        return bool(self._refused) or self._latest is not None
+
+    def explain(self) -> str:
+        """The plan of the latest call: its nodes, who runs each, and why some are left to torch.
+
+        Raises:
+            RuntimeError: nothing was called yet.
+        """
+        if self._refused:
+            return f"runs as it is: {self._refused}"
+        return str(self._plan_of_latest("explain"))
+
+    def profile(self, *args: Any, **kwargs: Any) -> list[tuple[str, str, float, float]]:
+        """Runs one call; (node, what it is, seconds, GFLOP/s) of each node, in order."""
+        leaves, spec = self._flat(args, kwargs)
+        with self._plan(leaves, spec) as (plan, _, leaves), torch.no_grad():
+            times = plan.times(leaves)
+        return [
+            (
+                call.name,
+                call.what + (", torch" if call.reason else ""),
+                spent,
+                call.flops / max(spent, 1e-9) / 1e9,
+            )
+            for call, spent in times
+        ]
+
+    def _plan_of_latest(self, name: str) -> Plan:
+        if self._latest is None:
+            raise RuntimeError(
+                f"{name}: nothing was called yet, expected a call first; plans are made for calls"
+            )
+        return self._latest
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self._refused or torch.compiler.is_compiling():
+            return self._forward(*args, **kwargs)
+        given, spec = self._flat(args, kwargs)
+        try:
+            with self._plan(given, spec) as (plan, graph, leaves), torch.no_grad():
+                results = plan.run(leaves)
+        except UnsupportedError as error:
+            if not self._patient or isinstance(error, StrictError):
+                raise
+            self._refused = str(error)
+            warnings.warn(f"{error}; it runs as it is", RuntimeWarning, stacklevel=2)
+            return self._forward(*args, **kwargs)
+        return pytree.tree_unflatten(results, graph.capture.out_spec)
+
+    def _flat(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Any], pytree.TreeSpec]:
+        bound = self._signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        leaves, spec = pytree.tree_flatten((bound.args, bound.kwargs))
+        self._check(leaves, spec)
+        return leaves, spec
+
+    def _check(self, leaves: Sequence[Any], spec: pytree.TreeSpec) -> None:
+        name = type(self._module).__name__
+        if self._module.training:
+            raise ValueError(
+                f"accelerate: {name} is in training mode, expected eval mode; call {name}.eval()"
+            )
+        if torch.is_autocast_enabled("cpu"):
+            raise UnsupportedError(
+                "accelerate: inside torch.autocast, expected outside; accelerate(dtype=) instead"
+            )
+        for index, leaf in enumerate(leaves):
+            if not isinstance(leaf, Tensor):
+                continue
+            if leaf.device.type != "cpu":
+                where = _argument(leaves, spec, index)
+                raise UnsupportedError(f"accelerate: {where} on {leaf.device}, expected cpu; move it")
+            if leaf.requires_grad and torch.is_grad_enabled():
+                where = _argument(leaves, spec, index)
+                raise UnsupportedError(f"accelerate: {where} requires a gradient, expected none; detach() it")
+
+    @contextmanager
+    def _plan(self, given: Sequence[Any], spec: pytree.TreeSpec) -> Iterator[tuple[Plan, _Graph, list[Any]]]:
+        """A plan for these arguments that no other call is using, and the arguments as it takes them."""
+        with self._lock, torch.no_grad(), use_precision(self._precision):
+            self._follow()
+            shape = self._shape(given, spec)
+            leaves = self._prepared(given)
+            plan = shape.free.pop() if shape.free else self._lower(shape, leaves)
+            self._latest = plan
+        try:
+            yield plan, shape.graph, leaves
+        finally:
+            shape.free.append(plan)
+
+    def _follow(self) -> None:
+        """Follows changes of the module's tensors."""
+        if not all(graph.constants.refresh() for graph in self._graphs):
+            self._graphs, self._shapes = [], OrderedDict()  # a tensor was replaced
+
+    def _shape(self, given: Sequence[Any], spec: pytree.TreeSpec) -> _Shape:
+        key = self._key(given, spec)
+        found = self._shapes.get(key)
+        if found is None:
+            found = self._new_shape(given, spec)
+            self._shapes[self._key(given, spec)] = found
+            if len(self._shapes) > MOST_SHAPES:
+                self._shapes.popitem(last=False)
+        else:
+            self._shapes.move_to_end(key)
+        return found
+
+    def _key(self, given: Sequence[Any], spec: pytree.TreeSpec) -> Any:
+        precision = self._precision or torch.get_float32_matmul_precision()
+        leaves = tuple(
+            (leaf.shape, leaf.dtype) if isinstance(leaf, Tensor) else (type(leaf), leaf)
+            for leaf in self._prepared(given)
+        )
+        return spec, leaves, native.threads(), native.isa(), precision
+
+    def _prepared(self, given: Sequence[Any]) -> list[Any]:
+        """Arguments as graphs take them.
+
+        Python's numbers become tensors without axes, unless the module needs to see them; with a dtype,
+        tensors of floats that have two axes or more (a time has fewer) are cast.
+        """
+        leaves = list(given)
+        for index, leaf in enumerate(leaves):
+            if type(leaf) in NUMBERS and not self._numbers_fixed:
+                leaves[index] = torch.tensor(leaf, dtype=NUMBERS[type(leaf)])
+            elif self._dtype is not None and isinstance(leaf, Tensor) and leaf.is_floating_point():
+                leaves[index] = leaf.to(self._dtype) if leaf.ndim > 1 else leaf
+        return leaves
+
+    def _new_shape(self, given: Sequence[Any], spec: pytree.TreeSpec) -> _Shape:
+        """A shape with its first plan, from a graph that holds for it."""
+        for graph in self._graphs:
+            shape = self._planned(graph, given, spec)
+            if shape is not None:
+                return shape
+        if not self._numbers_fixed and any(type(leaf) in NUMBERS for leaf in given):
+            try:
+                return self._captured(given, spec, fixed=False)
+            except StrictError:
+                raise
+            except UnsupportedError:
+                self._numbers_fixed = True
+        try:
+            return self._captured(given, spec, fixed=False)
+        except StrictError:
+            raise
+        except UnsupportedError:
+            return self._captured(given, spec, fixed=True)
+
+    def _captured(self, given: Sequence[Any], spec: pytree.TreeSpec, *, fixed: bool) -> _Shape:
+        """The same from a new graph, whose sizes are fixed or not."""
+        self._check_module()
+        module = self._module if self._dtype is None else skeleton(self._module, self._dtype, self)
+        found = capture(module, self._prepared(given), spec, fixed=fixed)
+        constants = Constants(self._module, found)
+        if self._dtype is not None:
+            cast_sources(found, constants)
+        fuse(found)
+        constants = Constants(self._module, found)
+        graph = _Graph(found, constants)
+        shape = self._planned(graph, given, spec)
+        if shape is None:
+            name = type(self._module).__name__
+            raise UnsupportedError(
+                f"accelerate: {name}'s code takes another way for these sizes than for others"
+            )
+        self._graphs.append(graph)
+        return shape
+
+    def _planned(self, graph: _Graph, given: Sequence[Any], spec: pytree.TreeSpec) -> _Shape | None:
+        """The same from a graph, None where that doesn't hold for these arguments."""
+        leaves = self._prepared(given)
+        symbols = graph.capture.symbols(leaves, spec)
+        if symbols is None:
+            return None
+        shape = _Shape(graph, symbols)
+        try:
+            shape.free.append(self._lower(shape, leaves))
+        except RankError:  # traced at sizes for which the code took another way
+            return None
+        return shape
+
+    def _result_dtype(self) -> tuple[torch.dtype, torch.dtype] | None:
+        """With a dtype, what results in it are cast to: that of the module's parameters."""
+        floats = (p.dtype for p in self._module.parameters() if p.is_floating_point())
+        own = next(floats, None)
+        return None if self._dtype is None or own is None else (self._dtype, own)
+
+    def _check_module(self) -> None:
+        for name, tensor in (*self._module.named_parameters(), *self._module.named_buffers()):
+            if tensor.device.type != "cpu":
+                raise UnsupportedError(
+                    f"accelerate: {name} on {tensor.device}, expected cpu; move the module"
+                )
+        for name, module in self._module.named_modules():
+            if module.training:
+                raise ValueError(f"accelerate: {name} is in training mode, expected eval mode; call eval()")
+
+    def _lower(self, shape: _Shape, leaves: Sequence[Any]) -> Plan:
+        graph = shape.graph
+        plan = lower(graph.capture, graph.constants, leaves, shape.symbols, self._result_dtype())
+        left = [call for call in plan.calls if call.reason]
+        names = [f"{call.name} ({call.what} {call.shape}: {call.reason})" for call in left]
+        if left and self._strict:
+            raise StrictError(f"accelerate: left to torch: {'; '.join(names)}; strict=False allows it")
+        if left and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"accelerate: {len(left)} of {len(plan.calls)} nodes run through torch, such as {names[0]}; "
+                "explain() lists them",
+                RuntimeWarning,
+                stacklevel=9,
+            )
+        return plan
+
+
+def _argument(leaves: Sequence[Any], spec: pytree.TreeSpec, index: int) -> str:
+    """Where in the arguments a leaf is."""
+    marked = pytree.tree_unflatten([i == index for i in range(len(leaves))], spec)
+    path = next(path for path, found in pytree.tree_leaves_with_path(marked) if found)
+    return f"argument {pytree.keystr(path[1:])}"

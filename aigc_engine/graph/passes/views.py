@@ -1,0 +1,51 @@
+"""Rearrangements as views, so that at most one copy is made where someone needs it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import fx
+
+from aigc_engine.graph.passes.edit import aten, calls, erase_dead, forward, insert, normal, sizes
+
+
+def use_views(graph: fx.Graph) -> None:
+    """pixel_shuffle, pixel_unshuffle, stack, and einsum where it only permutes."""
+    for node in calls(graph, aten.pixel_shuffle.default):
+        x, factor = node.args
+        if len(sizes(x)) == 4:
+            cut = _call(node, aten.unflatten.int, x, 1, [-1, factor, factor])
+            turned = _call(node, aten.permute.default, cut, [0, 1, 4, 2, 5, 3])
+            rows = _call(node, aten.flatten.using_ints, turned, 2, 3)
+            forward(node, _call(node, aten.flatten.using_ints, rows, 3, 4))
+    for node in calls(graph, aten.pixel_unshuffle.default):
+        x, factor = node.args
+        if len(sizes(x)) == 4:
+            cut = _call(node, aten.unflatten.int, x, 3, [-1, factor])
+            cut = _call(node, aten.unflatten.int, cut, 2, [-1, factor])
+            turned = _call(node, aten.permute.default, cut, [0, 1, 3, 5, 2, 4])
+            forward(node, _call(node, aten.flatten.using_ints, turned, 1, 3))
+    for node in calls(graph, aten.stack.default):
+        found = normal(node)
+        axis = found["dim"] % node.meta["val"].ndim
+        parts = [_call(node, aten.unsqueeze.default, part, axis) for part in found["tensors"]]
+        forward(node, _call(node, aten.cat.default, parts, axis))
+    for node in calls(graph, aten.einsum.default):
+        axes = _permutation(*node.args[:2])
+        if axes is not None:
+            forward(node, _call(node, aten.permute.default, node.args[1][0], axes))
+    erase_dead(graph)
+
+
+def _permutation(equation: str, operands: list[fx.Node]) -> list[int] | None:
+    """The axes of an einsum that only permutes its one operand."""
+    before, arrow, after = equation.replace(" ", "").partition("->")
+    if len(operands) != 1 or not arrow or not before.isalpha() or len(set(before)) != len(before):
+        return None
+    return [before.index(axis) for axis in after] if sorted(before) == sorted(after) else None
+
+
+def _call(before: fx.Node, target: Any, *args: Any) -> fx.Node:
+    """A new call; what it gives is found on the fakes."""
+    found = fx.map_arg(args, lambda node: node.meta["val"])
+    return insert(before, target, args, {}, target(*found))

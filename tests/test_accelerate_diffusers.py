@@ -1,0 +1,156 @@
+"""`accelerate` on the networks and pipelines of diffusers, small and with random weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor, nn
+
+from aigc_engine import accelerate
+
+diffusers = pytest.importorskip("diffusers", reason="diffusers isn't installed")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:accelerate. .* run through torch:RuntimeWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+]
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> Iterator[None]:
+    torch.manual_seed(0)
+    yield
+
+
+def unet2d() -> nn.Module:
+    return diffusers.UNet2DModel(
+        sample_size=8,
+        layers_per_block=1,
+        block_out_channels=(16, 32),
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        norm_num_groups=8,
+    )
+
+
+def unet_condition() -> nn.Module:
+    return diffusers.UNet2DConditionModel(
+        sample_size=8,
+        layers_per_block=1,
+        block_out_channels=(16, 32),
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=32,
+        attention_head_dim=8,
+        norm_num_groups=8,
+    )
+
+
+def autoencoder() -> nn.Module:
+    return diffusers.AutoencoderKL(
+        block_out_channels=(16, 32),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        norm_num_groups=8,
+        latent_channels=4,
+    )
+
+
+def dit() -> nn.Module:
+    return diffusers.DiTTransformer2DModel(
+        num_attention_heads=2,
+        attention_head_dim=16,
+        out_channels=8,
+        num_layers=2,
+        sample_size=8,
+        num_embeds_ada_norm=10,
+    )
+
+
+def sd3() -> nn.Module:
+    return diffusers.SD3Transformer2DModel(
+        sample_size=16,
+        in_channels=4,
+        num_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=32,
+        caption_projection_dim=32,
+        pooled_projection_dim=64,
+        out_channels=4,
+    )
+
+
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], Callable[[int, int], tuple]]] = {
+    "unet2d": (unet2d, lambda B, S: (torch.randn(B, 3, S, S), 7 + S)),
+    "unet_condition": (
+        unet_condition,
+        lambda B, S: (torch.randn(B, 4, S, S), 7.0, torch.randn(B, 5 + B, 32)),
+    ),
+    "decoder": (lambda: autoencoder().decoder, lambda B, S: (torch.randn(B, 4, S, S),)),
+    "encoder": (lambda: autoencoder().encoder, lambda B, S: (torch.randn(B, 3, S, S),)),
+    "dit": (dit, lambda B, S: (torch.randn(B, 4, 8, 8), torch.full((B,), S), torch.arange(B))),
+    "sd3": (
+        sd3,
+        lambda B, S: (
+            torch.randn(B, 4, S, S),
+            torch.randn(B, 7, 32),
+            torch.randn(B, 64),
+            torch.full((B,), 3),
+        ),
+    ),
+}
+
+
+def error(got: Any, wanted: Any) -> float:
+    """The largest relative error of any tensor in two equal structures."""
+    (a, spec), (b, other) = pytree.tree_flatten(got), pytree.tree_flatten(wanted)
+    assert spec == other and type(got) is type(wanted)
+    for x, y in zip(a, b, strict=True):
+        assert x.shape == y.shape
+    return max(
+        ((x.double() - y.double()).norm() / y.double().norm()).item() for x, y in zip(a, b, strict=True)
+    )
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_networks(name: str) -> None:
+    make, arguments = NETWORKS[name]
+    model = make().eval()
+    fast = accelerate(model)
+    with torch.no_grad():
+        for batch, size in ((1, 8), (2, 16)):
+            args = arguments(batch, size)
+            wanted = model(*args)
+            assert error(fast(*args), wanted) < 1e-5
+        assert len(fast._graphs) == 1
+        if name == "dit":
+            assert error(fast(*args, return_dict=False), model(*args, return_dict=False)) < 1e-5
+            assert fast.config is model.config and fast.dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", ["unet2d", "dit"])
+def test_bfloat16_is_as_near_to_the_truth_as_eager(name: str) -> None:
+    make, arguments = NETWORKS[name]
+    model = make().eval()
+    args = arguments(2, 8)
+    with torch.no_grad():
+        truth = model.double()(*pytree.tree_map(lambda t: t.double() if is_float(t) else t, args)).sample
+        low = (
+            model.float()
+            .bfloat16()(*pytree.tree_map(lambda t: t.bfloat16() if is_float(t) else t, args))
+            .sample
+        )
+    model.load_state_dict(model.float().state_dict())
+    fast = accelerate(model, dtype=torch.bfloat16)
+    got = fast(*args).sample
+    assert got.dtype == torch.float32 and next(model.parameters()).dtype == torch.float32
+    assert (got.double() - truth).norm() <= 1.5 * (low.double() - truth).norm()
+
+
+def is_float(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
