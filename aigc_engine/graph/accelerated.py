@@ -72,6 +72,7 @@ class Accelerated:
         self._strict = strict
         self._patient = patient
         self._forward = module.forward
+        self._patched = module.__dict__.get("forward")  # someone else's forward of this very module
         self._signature = self.__signature__ = inspect.signature(module.forward)
         self._lock = threading.RLock()
         self._numbers_fixed = False
@@ -81,7 +82,16 @@ class Accelerated:
 
     def install(self) -> None:
         """From now on the module itself runs as plans."""
-        self._module.forward = self
+        self._module.__dict__["forward"] = self
+
+    def _uninstall(self) -> bool:
+        """Gives the module its own forward back; whether it had ours."""
+        if self._module.__dict__.get("forward") is not self:
+            return False
+        del self._module.__dict__["forward"]
+        if self._patched is not None:
+            self._module.__dict__["forward"] = self._patched
+        return True
 
     def _drop(self) -> None:
         self._graphs: list[_Graph] = []
@@ -100,10 +110,7 @@ class Accelerated:
         """The module itself; plans and packed weights are dropped."""
         with self._lock:
             self._drop()
-        if self._module.__dict__.get("forward") is self:
-            del self._module.forward
-            if self._module.forward != self._forward:  # someone else's, from before
-                self._module.forward = self._forward
+        self._uninstall()
         return self._module
 
     @property
@@ -201,8 +208,12 @@ class Accelerated:
 
     def _follow(self) -> None:
         """Follows changes of the module's tensors."""
-        if not all(graph.constants.refresh() for graph in self._graphs):
-            self._graphs, self._shapes = [], OrderedDict()  # a tensor was replaced
+        if all(graph.constants.refresh() for graph in self._graphs):
+            return
+        self._shapes.clear()  # a tensor was replaced: plans have its old address
+        self._graphs = [graph for graph in self._graphs if graph.constants.fits()]
+        for graph in self._graphs:
+            graph.constants = Constants(self._module, graph.capture)
 
     def _shape(self, given: Sequence[Any], spec: pytree.TreeSpec) -> _Shape:
         key = self._key(given, spec)
@@ -261,8 +272,13 @@ class Accelerated:
     def _captured(self, given: Sequence[Any], spec: pytree.TreeSpec, *, fixed: bool) -> _Shape:
         """The same from a new graph, whose sizes are fixed or not."""
         self._check_module()
-        module = self._module if self._dtype is None else skeleton(self._module, self._dtype, self)
-        found = capture(module, self._prepared(given), spec, fixed=fixed)
+        installed = self._uninstall()  # torch.export wants a method
+        try:
+            module = self._module if self._dtype is None else skeleton(self._module, self._dtype)
+            found = capture(module, self._prepared(given), spec, fixed=fixed)
+        finally:
+            if installed:
+                self.install()
         constants = Constants(self._module, found)
         if self._dtype is not None:
             cast_sources(found, constants)

@@ -105,20 +105,14 @@ def evaluate(size: Any, symbols: Mapping[Any, int]) -> int:
     return int(found.subs(symbols)) if hasattr(found, "subs") else int(found)
 
 
-def skeleton(module: nn.Module, dtype: torch.dtype, patch: object) -> nn.Module:
-    """The module in another dtype, its tensors being memory that nobody touches: enough to be captured.
-
-    Args:
-        patch: what may stand in the place of the module's forward, and isn't copied.
-    """
-    memo: dict[int, Any] = {id(patch): patch}
+def skeleton(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """The module in another dtype, its tensors being memory that nobody touches: enough to be captured."""
+    memo: dict[int, Any] = {}
     for tensor in (*module.parameters(), *module.buffers()):
         wanted = dtype if tensor.is_floating_point() else tensor.dtype
         like = torch.empty_like(tensor, dtype=wanted, requires_grad=False)
         memo[id(tensor)] = nn.Parameter(like, False) if isinstance(tensor, nn.Parameter) else like
-    copied = copy.deepcopy(module, memo)
-    copied.__dict__.pop("forward", None)
-    return copied
+    return copy.deepcopy(module, memo)
 
 
 def capture(

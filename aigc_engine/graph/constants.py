@@ -34,16 +34,8 @@ class _Seen:
     key: str
     tensor: Tensor
     address: int
+    counted: bool  # tensors made in inference mode don't count changes
     version: int
-
-    def now(self) -> Tensor:
-        return self.owner[self.key]
-
-    def moved(self, now: Tensor) -> bool:
-        return now is not self.tensor or now.data_ptr() != self.address
-
-    def changed(self, now: Tensor) -> bool:
-        return version_of(now) != self.version
 
 
 class Constants:
@@ -81,14 +73,22 @@ class Constants:
     def refresh(self) -> bool:
         """Follows what changed in the module; False where a tensor has moved and plans must be made again."""
         changed = set()
-        for node, seen in self._seen.items():
-            now = seen.now()
-            if seen.moved(now):
+        for node, seen in self._seen.items():  # before every call: 0.2 us a tensor
+            now = seen.owner[seen.key]
+            if now is not seen.tensor or now.data_ptr() != seen.address:
                 return False
-            if seen.changed(now):
+            if seen.counted and now._version != seen.version:
                 changed.add(node)
         if changed:
             self._follow(changed)
+        return True
+
+    def fits(self) -> bool:
+        """Whether the module's tensors still are what the graph was captured with."""
+        for node, seen in self._seen.items():
+            now, traced = seen.owner.get(seen.key), node.meta["val"]
+            if now is None or now.dtype != traced.dtype or now.shape != traced.shape:
+                return False
         return True
 
     def _follow(self, changed: set[fx.Node]) -> None:
@@ -130,7 +130,9 @@ class Constants:
             holder = self._module.get_submodule(path)
             owner = holder._parameters if key in holder._parameters else holder._buffers
         tensor = owner[key]
-        self._seen[node] = _Seen(owner, key, tensor, tensor.data_ptr(), version_of(tensor))
+        self._seen[node] = _Seen(
+            owner, key, tensor, tensor.data_ptr(), not tensor.is_inference(), version_of(tensor)
+        )
         return tensor
 
 
