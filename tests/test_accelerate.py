@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
+import json
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -171,7 +174,7 @@ def test_threads_give_the_serial_results() -> None:
     assert not failures
 
 
-def test_attributes_and_restore() -> None:
+def test_attributes_and_restore(tmp_path: Path) -> None:
     model = Block().eval()
     model.config = {"channels": 16}
     fast = accelerate(model)
@@ -182,7 +185,12 @@ def test_attributes_and_restore() -> None:
         _ = fast.nothing
     fast(torch.randn(1, 3, 8, 8))
     assert "conv2d + residual" in fast.explain() and "arena" in fast.explain()
-    assert any(name for name, what, seconds, rate in fast.profile(torch.randn(1, 3, 8, 8)) if rate > 0)
+    profile = fast.profile(torch.randn(1, 3, 8, 8))
+    assert profile.seconds > 0 and any(call.flops for call, _ in profile) and "GFLOP/s" in str(profile)
+    profile.save(tmp_path / "trace.json")
+    events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    assert [path.name for path in tmp_path.iterdir()] == ["trace.json"]
+    assert {event["cat"] for event in events} == {"native", "torch"} and len(events) == len(profile.times)
     assert fast.restore() is model
 
 
@@ -250,3 +258,72 @@ def test_bad_input() -> None:
     with pytest.raises(ValueError, match="training mode"):
         fast(torch.randn(1, 3, 8, 8))
     assert aigc_engine.accelerate is accelerate
+
+
+def test_inference_mode_and_all_kinds_of_arguments() -> None:
+    class Many(nn.Module):
+        def forward(self, x: Tensor, mask: Tensor, index: Tensor, more: dict, *, flag: bool = True) -> tuple:
+            h = x[index] * more["scale"][0] if flag else x
+            return torch.where(mask, h, -h), (index + 1, more["scale"][1].real), None, "name"
+
+    model, x = Many().eval(), torch.randn(3, 4)
+    fast = accelerate(model)
+    args = (
+        x,
+        x > 0,
+        torch.tensor([2, 0, 1]),
+        {"scale": [torch.tensor(2.0), torch.randn(5, dtype=torch.complex64)]},
+    )
+    for flag in (True, False, True):
+        with torch.inference_mode(flag):
+            got = fast(*args, flag=flag)
+        wanted = model(*args, flag=flag)
+        assert torch.equal(got[0], wanted[0]) and torch.equal(got[1][0], wanted[1][0])
+        assert torch.equal(got[1][1], wanted[1][1]) and got[2:] == (None, "name")
+
+
+def test_stale_memory_has_no_effect() -> None:
+    model = randomised(architecture("VAE")())
+    fast, x = accelerate(model), torch.randn(2, 1, 28, 28)
+    first = fast(x)
+    (shape,) = fast._shapes.values()
+    shape.free[0].kept[0].fill_(255)  # NaN
+    assert torch.equal(fast(x), first)
+
+
+def test_memory_stays_as_it_is() -> None:
+    model = nn.Sequential(nn.Linear(64, 64), nn.Softplus(), nn.LayerNorm(64)).eval()
+    fast = accelerate(model)
+    for rows in range(1, 50):
+        fast(torch.randn(rows, 64))
+    before = len(gc.get_objects())
+    for rows in range(1, 50):
+        for _ in range(5):
+            fast(torch.randn(rows, 64))
+    assert len(gc.get_objects()) < before + 2000
+    assert len(fast._shapes) == 16 and all(len(shape.free) == 1 for shape in fast._shapes.values())
+
+
+def test_saved_graphs_need_no_capture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x, path = Block().eval(), torch.randn(2, 3, 8, 8), tmp_path / "block.safetensors"
+    fast = accelerate(model)
+    with pytest.raises(RuntimeError, match="save: nothing was called yet"):
+        fast.save(path)
+    wanted = fast(x, 3)
+    fast.save(path)
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+    other = Block().eval()
+    monkeypatch.setattr(torch.export, "export", None)
+    loaded = accelerate(model, saved=path)
+    assert torch.equal(loaded(x, 3)["sample"], wanted["sample"])
+    x = torch.randn(1, 3, 12, 9)
+    close(accelerate(other, saved=path)(x, 5)["sample"], eager(other, x, 5)["sample"])
+    with pytest.raises(ValueError, match=r"first.weight is torch.float32 \(8, 3, 3, 3\), expected .*\(16, 3"):
+        accelerate(Block(8).eval(), saved=path)
+    with pytest.raises(ValueError, match="saved module 'Block', expected 'Linear'"):
+        accelerate(nn.Linear(3, 3).eval(), saved=path)
+    with pytest.raises(ValueError, match="saved dtype None, expected torch.bfloat16"):
+        accelerate(model, dtype=torch.bfloat16, saved=path)
+    monkeypatch.setattr(torch, "__version__", "9.9.9")
+    with pytest.raises(ValueError, match="saved torch .* expected '9.9.9'; save it again"):
+        accelerate(model, saved=path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +18,12 @@ DTYPES = (torch.float32, torch.bfloat16)
 
 
 def accelerate(
-    obj: Any, *, dtype: torch.dtype | None = None, precision: str | None = None, strict: bool = False
+    obj: Any,
+    *,
+    dtype: torch.dtype | None = None,
+    precision: str | None = None,
+    strict: bool = False,
+    saved: str | Path | None = None,
 ) -> Any:
     """Runs a network's calls as native plans: same arguments, same results.
 
@@ -35,11 +41,13 @@ def accelerate(
         dtype: torch.float32 or torch.bfloat16: computes in it, as the module would after `.to(dtype)`, with
             arguments cast (but those of a single axis, which are times) and results cast back; None: its own.
         precision: of float32 products, as `ops.pack_linear` says; None: torch.get_float32_matmul_precision().
+        saved: what `save(path)` of an accelerated module wrote: it needn't be captured again.
         strict: raises where a node is left to torch; otherwise one warning says so.
 
     Returns:
-        A callable with the attributes of `obj`; `explain()` lists the latest plan, `profile(...)` (of a
-        module) times a call's nodes, `restore()` undoes everything and returns `obj`.
+        A callable with the attributes of `obj`. `explain()` lists the latest plan, `restore()` undoes
+        everything and returns `obj`; of a module, `profile(...)` times a call's nodes and `save(path)` keeps
+        what was captured.
 
     Precision: as the ops say: products as `precision`, all else in float32 and rounded once. A sample's bits
         don't depend on its batch as far as nodes are native.
@@ -48,7 +56,7 @@ def accelerate(
 
     Raises:
         TypeError: neither a module nor a pipeline, or another dtype.
-        ValueError: training mode, or unknown precision.
+        ValueError: training mode, unknown precision, or saved by another version or of another module.
         UnsupportedError: at the call: a module that can't be captured, or tensors elsewhere than on the CPU.
     """
     if precision is not None and precision not in PRECISIONS:
@@ -59,7 +67,12 @@ def accelerate(
         raise UnsupportedError(f"accelerate: {capability.native_missing()}")
     if isinstance(obj, nn.Module):
         _check_eval(obj)
-        return Accelerated(obj, dtype, precision, strict)
+        fast = Accelerated(obj, dtype, precision, strict)
+        if saved is not None:
+            fast.load(saved)
+        return fast
+    if saved is not None:
+        raise ValueError("accelerate: saved, expected a module; load each network of a pipeline by itself")
     if not isinstance(getattr(obj, "components", None), dict):
         raise TypeError(
             f"accelerate: obj {type(obj).__name__}, expected a torch.nn.Module or a diffusers pipeline"

@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,11 +18,13 @@ from torch import Tensor, nn
 
 from aigc_engine import native
 from aigc_engine.dispatch import UnsupportedError
+from aigc_engine.graph import saved
 from aigc_engine.graph.capture import Capture, capture, skeleton
 from aigc_engine.graph.constants import Constants
 from aigc_engine.graph.fuse import cast_sources, fuse
 from aigc_engine.graph.lower import RankError, lower
 from aigc_engine.graph.plan import Plan
+from aigc_engine.graph.profile import Profile
 from aigc_engine.ops.packed import use_precision
 
 NUMBERS = {int: torch.int64, float: torch.float64}
@@ -45,7 +48,7 @@ class _Shape:
     """Plans for one kind of arguments, those that no call is using."""
 
     graph: _Graph
-    symbols: dict[Any, int]
+    symbols: dict[str, int]
     free: list[Plan] = field(default_factory=list)
 
 
@@ -128,20 +131,32 @@ class Accelerated:
             return f"runs as it is: {self._refused}"
         return str(self._plan_of_latest("explain"))
 
-    def profile(self, *args: Any, **kwargs: Any) -> list[tuple[str, str, float, float]]:
-        """Runs one call; (node, what it is, seconds, GFLOP/s) of each node, in order."""
-        leaves, spec = self._flat(args, kwargs)
-        with self._plan(leaves, spec) as (plan, _, leaves), torch.no_grad():
-            times = plan.times(leaves)
-        return [
-            (
-                call.name,
-                call.what + (", torch" if call.reason else ""),
-                spent,
-                call.flops / max(spent, 1e-9) / 1e9,
+    def save(self, path: str | Path) -> None:
+        """Writes what was captured, for `accelerate(module, saved=path)`: the graphs, not the weights.
+
+        Raises:
+            RuntimeError: nothing was called yet.
+        """
+        self._plan_of_latest("save")
+        options = {"numbers_fixed": self._numbers_fixed, "dtype": str(self._dtype)}
+        saved.save(path, self._module, [graph.capture for graph in self._graphs], options)
+
+    def load(self, path: str | Path) -> None:
+        """Takes over what `save` wrote of an equal module."""
+        captures, options = saved.load(path, self._module)
+        if options["dtype"] != str(self._dtype):
+            raise ValueError(
+                f"accelerate: saved dtype {options['dtype']}, expected {self._dtype}; save it again"
             )
-            for call, spent in times
-        ]
+        self._numbers_fixed = options["numbers_fixed"]
+        self._graphs = [_Graph(found, Constants(self._module, found)) for found in captures]
+
+    def profile(self, *args: Any, **kwargs: Any) -> Profile:
+        """Runs one call, after another that warms up, and says how long each node took."""
+        given, spec = self._flat(args, kwargs)
+        with self._plan(given, spec) as (plan, _, leaves), torch.no_grad():
+            plan.run(leaves)
+            return Profile(plan.times(leaves))
 
     def _plan_of_latest(self, name: str) -> Plan:
         if self._latest is None:
@@ -195,7 +210,7 @@ class Accelerated:
     @contextmanager
     def _plan(self, given: Sequence[Any], spec: pytree.TreeSpec) -> Iterator[tuple[Plan, _Graph, list[Any]]]:
         """A plan for these arguments that no other call is using, and the arguments as it takes them."""
-        with self._lock, torch.no_grad(), use_precision(self._precision):
+        with self._lock, torch.inference_mode(False), torch.no_grad(), use_precision(self._precision):
             self._follow()
             shape = self._shape(given, spec)
             leaves = self._prepared(given)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from aigc_engine.graph.accelerated import Accelerated
-from aigc_engine.graph.capture import expression
+from aigc_engine.graph.traced import expression
 
 
 class _Traced(nn.Module):

@@ -22,8 +22,8 @@ import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 
 from aigc_engine.dispatch import UnsupportedError, use_backend
+from aigc_engine.graph.traced import Traced, evaluate, traced
 
-Size = Any  # an int, or a sympy expression over the inputs' sizes
 _ONES = ("!= 1", ">= 2", "> 1")  # guards that only say that a size isn't 1
 
 
@@ -40,13 +40,13 @@ class Capture:
     """A module's computation.
 
     Args:
-        graph: aten calls; `meta["val"]` of a node is a fake tensor with symbolic sizes.
+        graph: aten calls; `meta["val"]` of a node is a fake tensor, after `settle` a `Traced`.
         sources: placeholder name to where its tensor is.
         inputs: placeholders of the flattened arguments, in order.
-        taken: each argument's fake tensor, or the constant that the graph was made for.
+        taken: what is known of each argument, or the constant that the graph was made for.
         signature: of the module's forward.
         in_spec, out_spec: how arguments were flattened, and how flat results become what the module returns.
-        ranges: allowed values of each symbol.
+        ranges: smallest and largest value of each symbol; None for no bound.
         guards: what else must hold of the sizes, as Python over L, arguments by name.
     """
 
@@ -57,34 +57,47 @@ class Capture:
     signature: inspect.Signature
     in_spec: pytree.TreeSpec
     out_spec: pytree.TreeSpec
-    ranges: Mapping[Any, Any]
+    ranges: Mapping[str, tuple[int, int | None]]
     guards: Sequence[str]
 
-    def symbols(self, leaves: Sequence[Any], in_spec: pytree.TreeSpec) -> dict[Any, int] | None:
+    def symbols(self, leaves: Sequence[Any], in_spec: pytree.TreeSpec) -> dict[str, int] | None:
         """Values of the symbols for these arguments, or None where the graph doesn't hold for them."""
         if in_spec != self.in_spec:
             return None
-        found: dict[Any, int] = {}
+        found: dict[str, int] = {}
         for leaf, taken in zip(leaves, self.taken, strict=True):
-            if not isinstance(taken, Tensor):
+            if not isinstance(taken, Traced):
                 if type(leaf) is not type(taken) or leaf != taken:
                     return None
                 continue
             if not isinstance(leaf, Tensor) or leaf.dtype != taken.dtype or leaf.ndim != taken.ndim:
                 return None
-            for size, wanted in zip(leaf.shape, map(expression, taken.shape), strict=True):
-                if getattr(wanted, "is_symbol", False):
-                    if found.setdefault(wanted, size) != size:
-                        return None
-                elif wanted != size:
+            for size, wanted in zip(leaf.shape, taken.shape, strict=True):
+                if (
+                    isinstance(wanted, str)
+                    and wanted.isidentifier()
+                    and found.setdefault(wanted, size) != size
+                ):
                     return None
         return found if self._allows(found, leaves) else None
 
-    def _allows(self, symbols: Mapping[Any, int], leaves: Sequence[Any]) -> bool:
+    def settle(self) -> None:
+        """Forgets the fakes: from here on, what nodes give is `Traced`."""
+        for node in self.graph.nodes:
+            value = node.meta.get("val")
+            node.meta = {"val": traced(value)} if isinstance(value, Tensor) else {}
+        self.taken = [
+            node.meta.get("val", taken) for node, taken in zip(self.inputs, self.taken, strict=True)
+        ]
+
+    def _allows(self, symbols: Mapping[str, int], leaves: Sequence[Any]) -> bool:
         # Traced at 2, a size of 1 was never seen. The graph holds for it too: lowering looks at ranks.
         for symbol, size in symbols.items():
-            allowed = self.ranges.get(symbol)
-            if allowed is not None and not (max(size, 2) >= allowed.lower and size <= allowed.upper):
+            low, high = self.ranges.get(symbol, (0, None))
+            if max(size, 2) < low or (high is not None and size > high):
+                return False
+        for leaf, taken in zip(leaves, self.taken, strict=True):
+            if isinstance(taken, Traced) and tuple(leaf.shape) != self._sizes(taken, symbols):
                 return False
         args, kwargs = pytree.tree_unflatten(list(leaves), self.in_spec)
         named = dict(self.signature.bind(*args, **kwargs).arguments)
@@ -93,16 +106,16 @@ class Capture:
             for guard in self.guards
         )
 
+    def _sizes(self, taken: Traced, symbols: Mapping[str, int]) -> tuple[int, ...] | None:
+        try:
+            return tuple(evaluate(size, symbols) for size in taken.shape)
+        except NameError:  # a symbol that stands alone in no argument's shape
+            return None
 
-def expression(size: Any) -> Size:
-    """The symbolic value behind a SymInt; ints as they are."""
-    return size.node.expr if isinstance(size, torch.SymInt) else size
 
-
-def evaluate(size: Any, symbols: Mapping[Any, int]) -> int:
-    """A size for these values of the symbols."""
-    found = expression(size)
-    return int(found.subs(symbols)) if hasattr(found, "subs") else int(found)
+def signature_of(module: nn.Module) -> inspect.Signature:
+    """Of the module's forward."""
+    return inspect.signature(module.forward)
 
 
 def skeleton(module: nn.Module, dtype: torch.dtype) -> nn.Module:
@@ -177,8 +190,8 @@ def _functional(node: fx.Node) -> bool:
 
 def _by_name(module: nn.Module, args: tuple, kwargs: dict, dynamic: tuple[tuple, dict]) -> Any:
     """dynamic_shapes of torch.export: one entry for each parameter of forward that is given."""
-    bound = inspect.signature(module.forward).bind(*args, **kwargs)
-    given = inspect.signature(module.forward).bind(*dynamic[0], **dynamic[1])
+    bound = signature_of(module).bind(*args, **kwargs)
+    given = signature_of(module).bind(*dynamic[0], **dynamic[1])
     return {name: given.arguments[name] for name in bound.arguments}
 
 
@@ -241,12 +254,19 @@ def _read(module: nn.Module, program: Any, guards: Sequence[str], in_spec: pytre
         sources,
         inputs,
         taken,
-        inspect.signature(module.forward),
+        signature_of(module),
         in_spec,
         out_spec,
-        program.range_constraints,
+        _ranges(program),
         guards,
     )
+
+
+def _ranges(program: Any) -> dict[str, tuple[int, int | None]]:
+    return {
+        str(symbol): (int(allowed.lower), int(allowed.upper) if allowed.upper.is_Integer else None)
+        for symbol, allowed in program.range_constraints.items()
+    }
 
 
 def _first_lines(error: Exception) -> str:

@@ -87,7 +87,7 @@ class Constants:
         """Whether the module's tensors still are what the graph was captured with."""
         for node, seen in self._seen.items():
             now, traced = seen.owner.get(seen.key), node.meta["val"]
-            if now is None or now.dtype != traced.dtype or now.shape != traced.shape:
+            if now is None or now.dtype != traced.dtype or tuple(now.shape) != traced.shape:
                 return False
         return True
 

@@ -15,10 +15,11 @@ from torch import Tensor, fx
 from aigc_engine import _native, ops
 from aigc_engine.dispatch import Op
 from aigc_engine.graph.arena import Arena, Lifetimes
-from aigc_engine.graph.capture import Capture, evaluate
+from aigc_engine.graph.capture import Capture
 from aigc_engine.graph.constants import PACKS, Constants, repeatable
 from aigc_engine.graph.passes.clean import ASSERTIONS, CASTS
 from aigc_engine.graph.plan import Call, Native, Plan, Result, Torch
+from aigc_engine.graph.traced import Traced, evaluate
 from aigc_engine.graph.values import (
     as_meta,
     copies_natively,
@@ -56,7 +57,7 @@ def lower(
     capture: Capture,
     constants: Constants,
     leaves: Sequence[Any],
-    symbols: Mapping[Any, int],
+    symbols: Mapping[str, int],
     cast: tuple[torch.dtype, torch.dtype] | None = None,
 ) -> Plan:
     """The plan of a captured graph for arguments like these.
@@ -77,7 +78,7 @@ def lower(
     results = []
     for value, node in zip(values, _outputs(capture), strict=True):
         if isinstance(value, Tensor):
-            stride = tuple(evaluate(step, symbols) for step in node.meta["val"].stride())
+            stride = tuple(evaluate(step, symbols) for step in node.meta["val"].strides)
             dtype = cast[1] if cast is not None and value.dtype == cast[0] else value.dtype
             results.append(Result(value, stride, dtype))
         else:
@@ -140,7 +141,14 @@ class _Lowering:
 
     def _copy_by_torch(self, name: str, source: Tensor, target: Tensor) -> None:
         call = Call(name, "copy", described(target), reason=f"no native copy of {source.dtype}")
-        self.steps.append(Torch(call, aten.clone.default, (source,), {}, [target]))
+        self._run_by_torch(call, aten.clone.default, (source,), {}, [target])
+
+    def _run_by_torch(
+        self, call: Call, function: Any, args: Any, kwargs: Any, out: list[Tensor | None]
+    ) -> None:
+        if isinstance(self.memory, Lifetimes):  # a step that kept its tensors would keep them alive
+            args, kwargs, out = (), {}, []
+        self.steps.append(Torch(call, function, tuple(args), dict(kwargs), out))
 
     def _open(self) -> _native.Recording:
         step = self.steps[-1] if self.steps else None
@@ -301,10 +309,10 @@ class _Lowering:
             for index, t in enumerate(found if several else [found])
         ]
         call = Call(node.name, name_of(node.target), described(out[min(read)]), reason=reason)
-        self.steps.append(Torch(call, function, tuple(args), dict(kwargs), out))
+        self._run_by_torch(call, function, args, kwargs, out)
         return out if several else out[0]
 
     def _check_rank(self, node: fx.Node) -> None:
         value, traced = self._values[node], node.meta.get("val")
-        if isinstance(value, Tensor) and isinstance(traced, Tensor) and value.ndim != traced.ndim:
+        if isinstance(value, Tensor) and isinstance(traced, Traced) and value.ndim != traced.ndim:
             raise RankError(f"{node.name} has {value.ndim} axes, was traced with {traced.ndim}")

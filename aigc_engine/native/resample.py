@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 from aigc_engine import _native
-from aigc_engine.native import DTYPE_CODES, on_huge_pages, threads
+from aigc_engine.native import DTYPE_CODES, threads
+from aigc_engine.native.memory import contiguous, empty
 from aigc_engine.ops.resample import out_of_range
 
 
 def resize2d(x: Tensor, size: Sequence[int], *, mode: str = "nearest", align_corners: bool = False) -> Tensor:
     layout = torch.channels_last if dense_in_channels(x) else torch.contiguous_format
-    out = on_huge_pages(torch.empty((*x.shape[:2], *size), dtype=x.dtype, memory_format=layout))
+    out = empty((*x.shape[:2], *size), x.dtype, layout)
     return resize_into(out, x, mode=mode, align_corners=align_corners)
 
 
@@ -30,9 +31,9 @@ def resize_into(out: Tensor, x: Tensor, *, mode: str = "nearest", align_corners:
         ValueError: neither are.
     """
     if dense_in_channels(out):
-        x = x if x.stride(1) == 1 else x.contiguous(memory_format=torch.channels_last)
+        x = x if x.stride(1) == 1 else contiguous(x, torch.channels_last)
     elif out.stride(3) == 1 or out.shape[3] == 1:
-        x = x if x.stride(3) == 1 or x.shape[3] == 1 else x.contiguous()
+        x = x if x.stride(3) == 1 or x.shape[3] == 1 else contiguous(x)
     else:
         raise ValueError(f"resize2d: out strides {out.stride()}, expected contiguous channels or columns")
     _native.resize(
@@ -52,9 +53,9 @@ def resize_into(out: Tensor, x: Tensor, *, mode: str = "nearest", align_corners:
 
 def embedding(indices: Tensor, table: Tensor) -> Tensor:
     width, size = table.shape[1], table.element_size()
-    out = on_huge_pages(torch.empty((*indices.shape, width), dtype=table.dtype))
-    indices = indices.contiguous()
-    table = table if table.stride(1) == 1 else table.contiguous()
+    out = empty((*indices.shape, width), table.dtype)
+    indices = contiguous(indices)
+    table = table if table.stride(1) == 1 else contiguous(table)
     refused = _native.embedding(
         indices.data_ptr(),
         table.data_ptr(),

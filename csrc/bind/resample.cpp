@@ -1,5 +1,4 @@
-#include "bind/bind.h"
-#include "cpu/table.h"
+#include "bind/launch.h"
 
 namespace aigc {
 namespace {
@@ -23,15 +22,15 @@ void bind_resample(py::module_& m) {
     args.out_height = out_sizes[2], args.out_width = out_sizes[3];
     args.bilinear = bilinear, args.align_corners = align_corners;
     args.dtype = DType(dtype), args.threads = threads;
-    py::gil_scoped_release unlocked;
-    kernels().resize(args);
+    launch(&KernelTable::resize, args);
   });
   m.def("embedding", [](uintptr_t indices, uintptr_t table, uintptr_t y, int64_t count, int64_t rows,
                         int64_t row_bytes, int64_t table_stride, int64_t out_stride, int threads) {
     int64_t refused;
-    py::gil_scoped_release unlocked;
-    kernels().embedding({static_cast<const int64_t*>(in(indices)), in(table), out(y), count, rows, row_bytes,
-                         table_stride, out_stride, &refused, threads});
+    launch_now(&KernelTable::embedding,
+               EmbeddingArgs{static_cast<const int64_t*>(in(indices)), in(table), out(y), count, rows,
+                             row_bytes, table_stride, out_stride, &refused, threads},
+               "embedding");
     return refused;
   });
 }

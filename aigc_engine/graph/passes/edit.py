@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from aigc_engine.graph.capture import expression
+from aigc_engine.graph.traced import expression
 
 aten = torch.ops.aten
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 from torch import fx
@@ -12,6 +13,7 @@ from aigc_engine.graph.passes.edit import (
     calls,
     dtype,
     erase_dead,
+    insert,
     is_call,
     is_tensor,
     normal,
@@ -96,6 +98,28 @@ def _per_sample(value: Any, norm: fx.Node) -> bool:
 
 def _flat(value: fx.Node) -> fx.Node:
     return value
+
+
+def use_resize(graph: fx.Graph) -> None:
+    """Nearest and bilinear resizing, to a size or by whole factors."""
+    for node in calls(graph, aten.upsample_nearest2d.vec, aten.upsample_bilinear2d.vec):
+        found = normal(node)
+        x, size, factors = found["input"], found["output_size"], found["scale_factors"]
+        if size is None:
+            if factors is None or any(factor != int(factor) or factor < 1 for factor in factors):
+                continue
+            size = [_times(node, x, axis + 2, int(factor)) for axis, factor in enumerate(factors)]
+        options: dict[str, Any] = {"mode": "nearest"}
+        if node.target is aten.upsample_bilinear2d.vec:
+            options = {"mode": "bilinear", "align_corners": found["align_corners"]}
+        replace(node, ops.resize2d, (x, size), options)
+
+
+def _times(before: fx.Node, x: fx.Node, axis: int, factor: int) -> fx.Node:
+    """The size of an axis times a factor."""
+    shape = x.meta["val"].shape
+    size = insert(before, aten.sym_size.int, (x, axis), {}, shape[axis])
+    return insert(before, operator.mul, (size, factor), {}, shape[axis] * factor)
 
 
 def use_attention(graph: fx.Graph) -> None:
