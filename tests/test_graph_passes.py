@@ -244,3 +244,17 @@ def test_rearrangements_are_views() -> None:
         X,
     )
     assert {"einsum", "stack"}.isdisjoint(targets(found))
+
+
+def test_convolutions_of_other_ranks_are_flat_ones() -> None:
+    sound = nn.ConvTranspose1d(8, 6, 4, stride=2, padding=1)
+    found = fused(Net(lambda net, x: net.c(x), c=sound), X.flatten(2))
+    assert "conv_transpose2d" in targets(found)
+    frames = nn.Conv3d(8, 6, (3, 1, 1), padding=(1, 0, 0))
+    found = fused(Net(lambda net, x: net.c(x), c=frames), torch.randn(2, 8, 4, 5, 6))
+    assert "conv2d" in targets(found)
+
+
+def test_numbers_are_read_natively() -> None:
+    found = fused(Net(lambda net, x, s: x * s + s), X, torch.tensor(2.0, dtype=torch.float64))
+    assert targets(found) == ["to", "pointwise"]

@@ -26,6 +26,9 @@ PACKS: Mapping[str, tuple[Callable[..., PackedWeight], tuple[str, ...]]] = {
 }
 
 
+WINOGRAD = ("conv2d", "float32")  # packs the plain weight once more when it's first needed
+
+
 @dataclasses.dataclass
 class _Seen:
     """A tensor of the module's as plans know it."""
@@ -60,15 +63,27 @@ class Constants:
 
     def packed(self, node: fx.Node, op: str, options: Mapping[str, Any]) -> PackedWeight | Tensor:
         """A weight as the native kernel wants it; the plain tensor where it can't be packed."""
-        weight = self.value(node)
+        weight = self._weight(node)
         if weight.dtype not in (torch.float32, torch.bfloat16):
-            return weight
+            return self.value(node)
         pack, names = PACKS[op]
         layout = {name: options[name] for name in names if name in options}
         key = (node, op, tuple(map(str, layout.items())), product_of(op, weight, None))
         if key not in self._packed:
-            self._packed[key] = pack(weight, **layout)
+            self._packed[key] = self._slim(node, pack(weight, **layout))
         return self._packed[key]
+
+    def _weight(self, node: fx.Node) -> Tensor:
+        """A weight to be packed; what is computed for that alone isn't kept."""
+        kept = node.op == "placeholder" or node in self._derived
+        return self.value(node) if kept else self._compute(node)
+
+    def _slim(self, node: fx.Node, weight: PackedWeight) -> PackedWeight:
+        """Without the plain weight where that was computed for this and the kernels never read it."""
+        if node.op == "placeholder" or weight.data is None or (weight.kind, weight.product) == WINOGRAD:
+            return weight
+        stub = torch.empty(1, dtype=weight.dtype).expand(weight.shape)
+        return dataclasses.replace(weight, source=stub, version=version_of(stub))
 
     def refresh(self) -> bool:
         """Follows what changed in the module; False where a tensor has moved and plans must be made again."""
@@ -99,11 +114,11 @@ class Constants:
                     value.copy_(new)
         for key, old in self._packed.items():
             if self._from(key[0]) & changed:
-                weight = self.value(key[0])
+                weight = self._weight(key[0])
                 pack, names = PACKS[key[1]]
                 layout = {name: getattr(old, name) for name in names}
                 new = pack(weight, precision=_precision(old.product), **layout)
-                self._packed[key] = old.renewed(new)
+                self._packed[key] = self._slim(key[0], old.renewed(new))
         for node in changed:
             self._seen[node].version = version_of(self._seen[node].tensor)
 

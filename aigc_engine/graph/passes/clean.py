@@ -30,6 +30,8 @@ WHOLE = 2**62
 
 def remove_dead(graph: fx.Graph) -> None:
     """Copies, casts to what a value is already, dropout in eval mode, factors of 1, slices of everything."""
+    for node in calls(graph, aten.concat.default):
+        node.target = aten.cat.default
     for node in calls(graph, *ASSERTIONS):
         graph.erase_node(node)
     for node in calls(graph, *COPIES, aten.dropout.default):

@@ -85,6 +85,7 @@ class Program:
 
 def join_pointwise(graph: fx.Graph, static: set[fx.Node]) -> None:
     """Elementwise calls in float32 and bfloat16, with those that only they read."""
+    _widen_numbers(graph)
     programs: dict[fx.Node, Program] = {}
     for node in graph.nodes:
         if node not in static and (steps := _steps_of(node)) is not None:
@@ -99,6 +100,25 @@ def join_pointwise(graph: fx.Graph, static: set[fx.Node]) -> None:
     for node, new in made.items():
         node.replace_all_uses_with(new)
     erase_dead(graph)
+
+
+def _widen_numbers(graph: fx.Graph) -> None:
+    """Tensors without axes beside float ones are numbers of any dtype: in float32 the kernel reads them."""
+    cast: dict[fx.Node, fx.Node] = {}
+    for node in list(graph.nodes):
+        if node.op != "call_function" or node.target not in BINARY or not is_tensor(node):
+            continue
+        for value in node.args[:2]:
+            if dtype(node) not in FLOATS or not is_tensor(value) or sizes(value) or dtype(value) in FLOATS:
+                continue
+            if value not in cast:
+                first = value.next
+                while first.op == "placeholder":
+                    first = first.next
+                cast[value] = insert(
+                    first, aten.to.dtype, (value, torch.float32), {}, value.meta["val"].float()
+                )
+            node.replace_input_with(value, cast[value])
 
 
 def _joined(node: fx.Node, steps: Callable[[], Program], programs: dict[fx.Node, Program]) -> Program:

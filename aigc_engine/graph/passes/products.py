@@ -8,6 +8,7 @@ from typing import Any
 from torch import fx
 
 from aigc_engine import ops
+from aigc_engine.graph.passes import views
 from aigc_engine.graph.passes.edit import (
     alike,
     aten,
@@ -44,10 +45,11 @@ def use_products(graph: fx.Graph) -> None:
         plain = found["beta"] == found["alpha"] == 1 and len(sizes(found["self"])) == 1
         if plain and is_call(weight, aten.t.default):
             replace(node, ops.linear, (found["mat1"], weight.args[0], found["self"]), {})
-    for node in calls(graph, aten.conv2d.default, aten.conv2d.padding):
-        _use_convolution(node, ops.conv2d, 2)
     for node in calls(graph, aten.conv1d.default, aten.conv1d.padding):
         _use_convolution(node, ops.conv1d, 1)
+    views.use_flat_convolutions(graph)
+    for node in calls(graph, aten.conv2d.default, aten.conv2d.padding):
+        _use_convolution(node, ops.conv2d, 2)
     for node in calls(graph, aten.conv_transpose2d.input):
         found = normal(node)
         if len(sizes(found["input"])) == 4 and found["groups"] == 1 and set(found["dilation"]) == {1}:

@@ -37,6 +37,43 @@ def use_views(graph: fx.Graph) -> None:
     erase_dead(graph)
 
 
+def use_flat_convolutions(graph: fx.Graph) -> None:
+    """conv_transpose1d with a height of 1; conv3d along the first axis only, the other two as one."""
+    for node in calls(graph, aten.conv_transpose1d.default):
+        found = normal(node)
+        x, weight = found["input"], found["weight"]
+        if len(sizes(x)) != 3:
+            continue
+        x, weight = (_call(node, aten.unsqueeze.default, value, 2) for value in (x, weight))
+        stride, dilation = [1, *found["stride"]], [1, *found["dilation"]]
+        padding, more = [0, *found["padding"]], [0, *found["output_padding"]]
+        args = x, weight, found["bias"], stride, padding, more, found["groups"], dilation
+        forward(node, _call(node, aten.squeeze.dim, _call(node, aten.conv_transpose2d.input, *args), 2))
+    for node in calls(graph, aten.conv3d.default):
+        found = normal(node)
+        x, weight = found["input"], found["weight"]
+        if len(sizes(x)) != 5 or sizes(weight)[3:] != (1, 1) or _moves(found):
+            continue
+        height, width = (_size(node, x, axis) for axis in (3, 4))
+        flat, weight = _call(node, aten.flatten.using_ints, x, 3, 4), _call(node, aten.squeeze.dim, weight, 4)
+        stride, padding, dilation = (
+            [found[n][0], rest] for n, rest in (("stride", 1), ("padding", 0), ("dilation", 1))
+        )
+        layout = stride, padding, dilation, found["groups"]
+        result = _call(node, aten.conv2d.default, flat, weight, found["bias"], *layout)
+        forward(node, _call(node, aten.unflatten.int, result, 3, [height, width]))
+    erase_dead(graph)
+
+
+def _moves(found: dict[str, Any]) -> bool:
+    """Whether a conv3d has strides or padding along its last two axes."""
+    return any(step != 1 for step in found["stride"][1:]) or any(pad != 0 for pad in found["padding"][1:])
+
+
+def _size(before: fx.Node, x: fx.Node, axis: int) -> fx.Node:
+    return insert(before, aten.sym_size.int, (x, axis), {}, x.meta["val"].shape[axis])
+
+
 def _permutation(equation: str, operands: list[fx.Node]) -> list[int] | None:
     """The axes of an einsum that only permutes its one operand."""
     before, arrow, after = equation.replace(" ", "").partition("->")
