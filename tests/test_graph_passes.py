@@ -258,3 +258,15 @@ def test_convolutions_of_other_ranks_are_flat_ones() -> None:
 def test_numbers_are_read_natively() -> None:
     found = fused(Net(lambda net, x, s: x * s + s), X, torch.tensor(2.0, dtype=torch.float64))
     assert targets(found) == ["to", "pointwise"]
+
+
+def test_a_timestep_is_cast_when_it_is_copied_in() -> None:
+    def body(net, x, t):
+        steps = t[None] * torch.ones(x.shape[0], dtype=t.dtype)
+        return x * torch.sin(steps[:, None].float())[:, :, None]
+
+    leaves, spec = pytree.tree_flatten(((ROWS, torch.tensor(500)), {}))
+    found = capture(Net(body), leaves, spec)
+    fuse(found)
+    assert targets(found) == ["unsqueeze", "expand", "unsqueeze", "pointwise", "unsqueeze", "pointwise"]
+    assert list(found.casts.values()) == [torch.float32]

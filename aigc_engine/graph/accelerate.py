@@ -32,6 +32,8 @@ def accelerate(
     of memory. Weights that are changed in place, loaded or replaced are noticed at the next call. Several
     threads may call at once.
 
+    Code that treats a batch of one differently from larger ones is run as for larger ones.
+
     Of a diffusers pipeline, each network's forward is replaced, in place. Networks that can't be captured
     then run as they are, with a warning.
 

@@ -14,7 +14,7 @@ import math
 import operator
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -47,6 +47,7 @@ class Capture:
         signature: of the module's forward.
         in_spec, out_spec: how arguments were flattened, and how flat results become what the module returns.
         ranges: smallest and largest value of each symbol; None for no bound.
+        casts: dtypes in which plans keep inputs, other than the arguments'.
         guards: what else must hold of the sizes, as Python over L, arguments by name.
     """
 
@@ -59,6 +60,7 @@ class Capture:
     out_spec: pytree.TreeSpec
     ranges: Mapping[str, tuple[int, int | None]]
     guards: Sequence[str]
+    casts: dict[str, torch.dtype] = field(default_factory=dict)
 
     def symbols(self, leaves: Sequence[Any], in_spec: pytree.TreeSpec) -> dict[str, int] | None:
         """Values of the symbols for these arguments, or None where the graph doesn't hold for them."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from aigc_engine.graph.capture import Capture
 from aigc_engine.graph.constants import Constants, static_nodes
-from aigc_engine.graph.passes import batch_norm, clean, layers, merge, pointwise, products, views
+from aigc_engine.graph.passes import batch_norm, clean, inputs, layers, merge, pointwise, products, views
 from aigc_engine.graph.passes.edit import aten, insert
 
 
@@ -26,6 +26,7 @@ def fuse(capture: Capture) -> None:
     views.use_views(graph)
     clean.undo_transposes(graph)
     clean.merge_equal(graph)
+    inputs.cast_on_entry(capture)
     layers.use_norms(graph)
     layers.join_group_norm_silu(graph)
     layers.join_adaptive_layer_norm(graph)

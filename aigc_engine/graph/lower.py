@@ -206,7 +206,9 @@ class _Lowering:
             return leaf
         layout = torch.channels_last if leaf.ndim == 4 else torch.contiguous_format
         stride = torch.empty(leaf.shape, device="meta", memory_format=layout).stride()
-        self.inputs.append(self.memory.empty(leaf.shape, stride, leaf.dtype))
+        self.inputs.append(
+            self.memory.empty(leaf.shape, stride, self.capture.casts.get(node.name, leaf.dtype))
+        )
         return self.inputs[-1]
 
     def _op(self, node: fx.Node, op: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

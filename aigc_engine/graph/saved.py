@@ -79,6 +79,7 @@ def _graph(found: Capture, prefix: str, tensors: dict[str, Tensor]) -> dict[str,
         "specs": [pytree.treespec_dumps(spec) for spec in (found.in_spec, found.out_spec)],
         "ranges": found.ranges,
         "guards": list(found.guards),
+        "casts": {name: str(dtype).removeprefix("torch.") for name, dtype in found.casts.items()},
     }
 
 
@@ -104,9 +105,9 @@ def _capture(found: dict[str, Any], prefix: str, tensors: Mapping[str, Tensor], 
     ]
     in_spec, out_spec = map(pytree.treespec_loads, found["specs"])
     ranges = {symbol: (low, high) for symbol, (low, high) in found["ranges"].items()}
-    return Capture(
-        graph, sources, inputs, taken, signature_of(module), in_spec, out_spec, ranges, found["guards"]
-    )
+    casts = {nodes[name].name: getattr(torch, dtype) for name, dtype in found["casts"].items()}
+    signature, guards = signature_of(module), found["guards"]
+    return Capture(graph, sources, inputs, taken, signature, in_spec, out_spec, ranges, guards, casts)
 
 
 def _check(module: nn.Module, name: str, wanted: Traced) -> None:

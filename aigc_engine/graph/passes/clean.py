@@ -7,7 +7,19 @@ from typing import Any
 from torch import Tensor, fx
 
 from aigc_engine.graph.constants import repeatable
-from aigc_engine.graph.passes.edit import alike, aten, calls, dtype, erase_dead, forward, is_tensor, normal
+from aigc_engine.graph.passes.edit import (
+    alike,
+    aten,
+    calls,
+    dtype,
+    erase_dead,
+    forward,
+    is_call,
+    is_tensor,
+    normal,
+    replace,
+    sizes,
+)
 
 # Each layout holds the same values, and plans choose their own.
 COPIES = (
@@ -43,6 +55,8 @@ def remove_dead(graph: fx.Graph) -> None:
     for node in calls(graph, *TIMES_ONE):
         if type(node.args[1]) in (int, float) and node.args[1] == 1 and alike(node.args[0], node):
             forward(node, node.args[0])
+    for node in calls(graph, aten.mul.Tensor):
+        _expand_instead(node)
     for node in calls(graph, aten.slice.Tensor):
         found = normal(node)
         end = found["end"]
@@ -54,6 +68,19 @@ def remove_dead(graph: fx.Graph) -> None:
         if alike(node.args[0], node):
             forward(node, node.args[0])
     erase_dead(graph)
+
+
+def _expand_instead(node: fx.Node) -> None:
+    """x * ones(sizes), by which diffusers repeats a timestep, as a view."""
+    for value, ones in (node.args, node.args[::-1]):
+        if (
+            is_call(ones, aten.ones.default)
+            and is_tensor(value)
+            and dtype(value) == dtype(node) == dtype(ones)
+        ):
+            if sizes(ones) == sizes(node):
+                replace(node, aten.expand.default, (value, ones.args[0]), {})
+            return
 
 
 def merge_equal(graph: fx.Graph) -> None:
