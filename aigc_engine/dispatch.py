@@ -257,6 +257,11 @@ def chosen_backend(operation: Op) -> str:
     return operation._chosen_from(_chosen.get())
 
 
+def chosen_backends() -> tuple[tuple[str, str], ...]:
+    """What `use_backend` names in the current context, to compare and to hash."""
+    return tuple(sorted(_chosen.get().items()))
+
+
 def explain(operation: Op, *args: Any, **kwargs: Any) -> Explanation:
     """Says who runs `operation(*args, **kwargs)` here and why the others don't."""
     return operation.explain(*args, **kwargs)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import aigc_engine
-from aigc_engine import UnsupportedError, accelerate, use_backend
+from aigc_engine import UnsupportedError, accelerate, native, use_backend
 from aigc_engine.models import architecture
 
 LEFT_TO_TORCH = "ignore:accelerate. .* run through torch:RuntimeWarning"
@@ -327,3 +327,17 @@ def test_saved_graphs_need_no_capture(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(torch, "__version__", "9.9.9")
     with pytest.raises(ValueError, match="saved torch .* expected '9.9.9'; save it again"):
         accelerate(model, saved=path)
+
+
+def test_named_backends_and_levels_have_plans_of_their_own() -> None:
+    model, x = Block().eval(), torch.randn(2, 3, 8, 8)
+    fast = accelerate(model)
+    first = fast(x)["sample"]
+    with use_backend("reference"):
+        close(fast(x)["sample"], eager(model, x)["sample"], 1e-6)
+        assert any("conv2d" in line and ", torch: " in line for line in fast.explain().splitlines())
+    with native.force_isa("portable"), native.use_threads(3):
+        close(fast(x)["sample"], first)
+    assert torch.equal(fast(x)["sample"], first) and len(fast._shapes) == 3
+    with use_backend(conv2d="triton"), pytest.raises(UnsupportedError, match="conv2d.*triton"):
+        fast(x)

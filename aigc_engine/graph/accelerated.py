@@ -17,7 +17,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from aigc_engine import native
-from aigc_engine.dispatch import UnsupportedError
+from aigc_engine.dispatch import UnsupportedError, chosen_backends
 from aigc_engine.graph import saved
 from aigc_engine.graph.capture import Capture, capture, skeleton
 from aigc_engine.graph.constants import Constants
@@ -248,7 +248,7 @@ class Accelerated:
             (leaf.shape, leaf.dtype) if isinstance(leaf, Tensor) else (type(leaf), leaf)
             for leaf in self._prepared(given)
         )
-        return spec, leaves, native.threads(), native.isa(), precision
+        return spec, leaves, native.threads(), native.isa(), precision, chosen_backends()
 
     def _prepared(self, given: Sequence[Any]) -> list[Any]:
         """Arguments as graphs take them.

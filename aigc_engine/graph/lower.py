@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx
 
 from aigc_engine import _native, ops
-from aigc_engine.dispatch import Op
+from aigc_engine.dispatch import REFERENCE, Op, UnsupportedError
 from aigc_engine.graph.arena import Arena, Lifetimes
 from aigc_engine.graph.capture import Capture
 from aigc_engine.graph.constants import PACKS, Constants, repeatable
@@ -215,6 +215,8 @@ class _Lowering:
         if op.name in PACKS and isinstance(node.args[1], fx.Node) and node.args[1] in self.constants.static:
             args = (args[0], self.constants.packed(node.args[1], op.name, kwargs), *args[2:])
         verdict = op.explain(*args, **kwargs)
+        if verdict.runs not in ("native", REFERENCE):
+            raise UnsupportedError(f"accelerate: {node.name}: {verdict}")
         whole = all(t.numel() for t in tensors_in((args, kwargs)))
         if verdict.runs != "native" or not whole:
             reason = (
