@@ -18,6 +18,7 @@ struct Blocking {
   int64_t panels;  // of a task, even
   int64_t tiles;   // depth tiles of a chunk
   bool whole;      // the block's left operand is packed once, over its whole depth
+  int64_t pitch;   // bytes between rows of a left operand that is read in place, else 0
 };
 
 struct GemmShape {
@@ -31,7 +32,9 @@ struct ScratchPlan {
 
   ScratchPlan(const GemmShape& s, const Blocking& b) {
     // Tile loads of a short last row tile read past it.
-    left = round_up(b.rows * (b.whole ? s.tiles : b.tiles) * P::kLeft + kTileRows * P::kLeft, kTileLine);
+    left = b.pitch ? 0
+                   : round_up(b.rows * (b.whole ? s.tiles : b.tiles) * P::kLeft + kTileRows * P::kLeft,
+                              kTileLine);
     sums = round_up(b.rows, kTileRows) * (b.tiles < s.tiles ? b.panels : kPanels) * kLanes * 4;
     places = b.rows * int64_t(sizeof(RowPlace));
   }
@@ -48,14 +51,15 @@ inline double estimate(const GemmShape& s, const Blocking& b, int threads) {
   const double row_tiles = double(b.rows) / kTileRows, panels = double(b.panels), tiles = double(s.tiles);
   const double product = P::kTiles ? 16.0 * P::kRight / kTileBytes : 256.0 * P::kLeft / kTileLine;
   const bool stays = size_t(s.panels * s.tiles * P::kRight) <= caches().l2 / 2;
-  const double task = row_tiles * panels * tiles * product + row_tiles * tiles * (P::kScaled ? 192.0 : 48.0) +
+  const double packing = b.pitch ? 0.0 : P::kScaled ? 192.0 : 48.0;
+  const double task = row_tiles * panels * tiles * product + row_tiles * tiles * packing +
                       panels * tiles * P::kRight / (stays ? 32.0 : 8.0);
   const int64_t tasks = row_blocks * ranges;
   return double((tasks + threads - 1) / threads) * task;
 }
 
 template <class P>
-inline Blocking choose_blocking(const GemmShape& s, int threads) {
+inline Blocking choose_blocking(const GemmShape& s, int64_t pitch, int threads) {
   constexpr int kRowTiles[] = {1, 2, 3, 4, 6, 8, 12, 16, 24, 32};
   constexpr int kRanges[] = {1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64};
   const int64_t stretches = int64_t(caches().l1) / 2 / (kPanels * P::kRight) / P::kStretch;
@@ -70,7 +74,7 @@ inline Blocking choose_blocking(const GemmShape& s, int threads) {
     for (int ranges : kRanges) {
       const int64_t panels = round_up((s.panels + ranges - 1) / ranges, kPanels);
       const bool whole = size_t(rows * s.tiles * P::kLeft) <= caches().l2 / 2;
-      const Blocking b{rows, panels, tiles, whole};
+      const Blocking b{rows, panels, tiles, whole, pitch};
       const bool fits = size_t(ScratchPlan<P>(s, b).bytes()) <= caches().l2 / 4 * 3;
       if (!fits && best.rows) continue;
       const double cycles = estimate<P>(s, b, threads);
@@ -80,6 +84,10 @@ inline Blocking choose_blocking(const GemmShape& s, int threads) {
   }
   return best;
 }
+
+// Whether rows of a source can be read in place: on vector levels, where lines are elements as they are.
+template <class P, class T, class Source>
+constexpr bool kInPlace = Source::kRows && !P::kTiles && kPlainLines<P, T>;
 
 // Rows of `source` (see pack_left; source.place(row) says where a row's result goes) times panels of `right`.
 template <class P, class T, class Source>
@@ -129,14 +137,16 @@ struct Gemm {
       task.places[r] = source.place(first + r);
       if constexpr (P::kScaled) task.places[r].scale = row_scale(source, first + r);
     }
-    if (blocking.whole) pack_left<P>(source, first, task.rows, 0, shape.tiles, task.places, task.left);
+    if (blocking.whole && !blocking.pitch)
+      pack_left<P>(source, first, task.rows, 0, shape.tiles, task.places, task.left);
   }
 
   void multiply_range(const Task& task, int64_t panel) const {
     const int64_t last = smaller(panel + blocking.panels, shape.panels);
     for (int64_t tile = 0; tile < shape.tiles; tile += blocking.tiles) {
       const int64_t tiles = smaller(blocking.tiles, shape.tiles - tile);
-      if (!blocking.whole) pack_left<P>(source, task.first, task.rows, tile, tiles, task.places, task.left);
+      if (!blocking.whole && !blocking.pitch)
+        pack_left<P>(source, task.first, task.rows, tile, tiles, task.places, task.left);
       for (int64_t p = panel; p < last; p += kPanels) {
         p + 1 < last ? multiply_panels<2>(task, p, panel, tile, tiles)
                      : multiply_panels<1>(task, p, panel, tile, tiles);
@@ -154,7 +164,9 @@ struct Gemm {
     b.left = task.left, b.rows = task.rows, b.tiles = tiles;
     b.panel = gated ? shape.panels / 2 * panel_bytes() : panel_bytes();
     b.left_tiles = blocking.whole ? shape.tiles : tiles;
-    b.left_offset = blocking.whole ? tile : 0;
+    b.left_offset = blocking.whole || blocking.pitch ? tile : 0;
+    if constexpr (kInPlace<P, T, Source>)
+      if ((b.pitch = blocking.pitch)) b.left = source.line(task.first);
     b.right = right + (gated ? p / 2 : p) * panel_bytes() + tile * P::kRight;
     b.sum_row_tile = kTileFloats, b.sum_panel = row_tiles * kTileFloats;
     b.sums = task.sums + (chunked ? (p - panel) * b.sum_panel : 0), b.add = tile > 0;
@@ -169,7 +181,12 @@ template <class P, class T, class Source>
 inline void gemm(const Source& source, const void* right, int64_t rows, int64_t panels,
                  const EpilogueArgs& epilogue, int threads) {
   const GemmShape shape{rows, (source.depth + P::kDepth - 1) / P::kDepth, panels};
-  const Blocking blocking = choose_blocking<P>(shape, threads);
+  int64_t pitch = 0;
+  if constexpr (kInPlace<P, T, Source>)
+    if (source.depth % P::kDepth == 0) pitch = source.pitch();
+  // At such a pitch rows would share sets of L1.
+  if (pitch % (int64_t(caches().l1) / 16) == 0) pitch = 0;
+  const Blocking blocking = choose_blocking<P>(shape, pitch, threads);
   Gemm<P, T, Source>{source, static_cast<const char*>(right), shape, blocking, epilogue}.run(threads);
 }
 

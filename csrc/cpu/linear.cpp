@@ -11,6 +11,7 @@ namespace {
 template <class T>
 struct RowSource {
   using Element = T;
+  static constexpr bool kRows = true;
   const T* x;
   int64_t stride, depth, rows_per_sample;
 
@@ -19,6 +20,8 @@ struct RowSource {
     f(begin, x + row * stride + begin, end - begin);
   }
 
+  const char* line(int64_t row) const { return reinterpret_cast<const char*>(x + row * stride); }
+  int64_t pitch() const { return stride * int64_t(sizeof(T)); }
   RowPlace place(int64_t row) const { return {row, row / rows_per_sample}; }
 };
 

@@ -70,18 +70,18 @@ AIGC_INLINE void multiply_few(int rows, Rest... rest) {
 }
 
 // Rows [row, rows) of one row tile, in steps of kRowSteps[S] and smaller.
-template <class P, int V, size_t S = 0>
-AIGC_INLINE void multiply_steps(int row, int rows, const char* left, int64_t left_tile, const char* right,
-                                int64_t panel, int64_t tiles, int zeros, float* sums, int64_t sum_panel,
-                                bool add) {
+template <class P, int V, bool Ahead, size_t S = 0>
+AIGC_INLINE void multiply_steps(int row, int rows, const char* left, int64_t pitch, int64_t left_tile,
+                                const char* right, int64_t panel, int64_t tiles, int zeros, float* sums,
+                                int64_t sum_panel, bool add) {
   constexpr int R = kRowSteps[S];
   for (; row + R <= rows; row += R)
-    multiply_rows<P, R, V>(left + row * P::kLeft, P::kLeft, left_tile, right, panel, tiles, zeros,
-                           sums + row * kLanes, sum_panel, add);
+    multiply_rows<P, R, V, Ahead>(left + row * pitch, pitch, left_tile, right, panel, tiles, zeros,
+                                  sums + row * kLanes, sum_panel, add);
   if constexpr (R > 1)
     if (row < rows)
-      multiply_steps<P, V, S + 1>(row, rows, left, left_tile, right, panel, tiles, zeros, sums, sum_panel,
-                                  add);
+      multiply_steps<P, V, Ahead, S + 1>(row, rows, left, pitch, left_tile, right, panel, tiles, zeros, sums,
+                                         sum_panel, add);
 }
 
 #if defined(__AMX_TILE__) || defined(AIGC_EMULATE_TILES)
@@ -120,12 +120,13 @@ inline void multiply_tiles(const char* left, int64_t row_tile, int64_t left_tile
 
 #endif
 
-// A block of the left operand, as packed, times panels.
+// A block of the left operand, as packed or in place (vector levels), times panels.
 struct Block {
   const char* left;
   int rows;             // in all
   int64_t left_tiles;   // depth tiles between one row tile and the next
   int64_t left_offset;  // depth tiles before the first
+  int64_t pitch;        // in place: bytes between rows, else 0
   const char* right;
   int64_t panel;  // bytes between panels
   int64_t tiles;  // depth tiles to go
@@ -155,8 +156,12 @@ AIGC_INLINE void multiply(const Block& b, const Done& done) {
                               b.add);
 #endif
     } else {
-      multiply_steps<P, V>(0, rows, left, rows * P::kLeft, b.right, b.panel, b.tiles, b.zeros, sums,
-                           b.sum_panel, b.add);
+      if (b.pitch)
+        multiply_steps<P, V, true>(0, rows, b.left + row * b.pitch + b.left_offset * P::kLeft, b.pitch,
+                                   P::kLeft, b.right, b.panel, b.tiles, b.zeros, sums, b.sum_panel, b.add);
+      else
+        multiply_steps<P, V, false>(0, rows, left, P::kLeft, rows * P::kLeft, b.right, b.panel, b.tiles,
+                                    b.zeros, sums, b.sum_panel, b.add);
     }
     done(row, rows);
   }

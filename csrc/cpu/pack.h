@@ -99,13 +99,17 @@ AIGC_INLINE void write_int8_line(char* line, const T* from, float inverse) {
   }
 }
 
+// Whether a left line is kDepth elements as they are.
+template <class P, class T>
+constexpr bool kPlainLines = std::is_same_v<typename P::Left, T> && P::kLeft == P::kDepth * sizeof(T) &&
+                             !P::kScaled && !(std::is_same_v<P, BFloat16Product> && std::is_same_v<T, float>);
+
 // Writes a whole left line; `inverse` is what a quantised row's elements are multiplied by.
 template <class P, class T>
 AIGC_INLINE void write_line(char* line, const T* from, float inverse = 1.0f) {
   if constexpr (P::kScaled) {
     write_int8_line(line, from, inverse);
-  } else if constexpr (std::is_same_v<typename P::Left, T> && !std::is_same_v<P, SplitProduct> &&
-                       !(std::is_same_v<P, BFloat16Product> && std::is_same_v<T, float>)) {
+  } else if constexpr (kPlainLines<P, T>) {
     std::memcpy(line, from, P::kLeft);
   } else {
     auto* to = reinterpret_cast<typename P::Left*>(line);

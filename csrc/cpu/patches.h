@@ -9,6 +9,7 @@ namespace aigc::AIGC_ISA {
 template <class P, class T>
 struct PatchSource {
   using Element = T;
+  static constexpr bool kRows = false;
   const ConvArgs& a;
   int64_t group;
   int64_t first_channels, channels;  // of the group: in the first input, in both
