@@ -62,7 +62,9 @@ template <class P>
 inline Blocking choose_blocking(const GemmShape& s, int64_t pitch, int threads) {
   constexpr int kRowTiles[] = {1, 2, 3, 4, 6, 8, 12, 16, 24, 32};
   constexpr int kRanges[] = {1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64};
-  const int64_t stretches = int64_t(caches().l1) / 2 / (kPanels * P::kRight) / P::kStretch;
+  // Tiles need their panels in L1; vector levels lose more by adding up further chunks than by L2's distance.
+  const int64_t room = int64_t(caches().l1) / (P::kTiles ? 2 : 1);
+  const int64_t stretches = room / (kPanels * P::kRight) / P::kStretch;
   // A single row tile reads no panel twice.
   const int64_t most = s.rows <= kTileRows ? s.tiles : (stretches < 1 ? 1 : stretches) * P::kStretch;
   const int64_t chunks = (s.tiles + most - 1) / most;
