@@ -27,6 +27,7 @@ from aigc_engine.testing import Sample
 REFERENCE = "reference"
 AUTO = "auto"
 _EVERY_OP = "*"
+_capturing: ContextVar[bool] = ContextVar("aigc_engine_capturing", default=False)
 _chosen: ContextVar[Mapping[str, str]] = ContextVar("aigc_engine_backend", default=MappingProxyType({}))
 
 
@@ -115,7 +116,7 @@ class Op:
             result = shortcut(*args, **kwargs)
             if result is not NotImplemented:
                 return result
-        if torch.compiler.is_compiling():
+        if tracing():
             return self.peer(*args, **kwargs)  # in PyTorch's own terms; sizes may be symbols
         self.check(*args, **kwargs)
         if named != AUTO:
@@ -255,6 +256,24 @@ def use_backend(every: str | None = None, /, **per_op: str) -> Iterator[None]:
 def chosen_backend(operation: Op) -> str:
     """The backend that `use_backend` names for this op in the current context, "auto" if none."""
     return operation._chosen_from(_chosen.get())
+
+
+@contextlib.contextmanager
+def capturing() -> Iterator[None]:
+    """In this context ops are traced: they run as PyTorch's own calls, on tensors that hold no values."""
+    token = _capturing.set(True)
+    try:
+        yield
+    finally:
+        _capturing.reset(token)
+
+
+def tracing() -> bool:
+    """Whether this call is being captured, or traced by torch.compile.
+
+    Not torch.compiler.is_compiling, which is true of all threads while one captures.
+    """
+    return torch.compiler.is_dynamo_compiling() or _capturing.get()
 
 
 def chosen_backends() -> tuple[tuple[str, str], ...]:

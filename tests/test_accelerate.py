@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import aigc_engine
-from aigc_engine import UnsupportedError, accelerate, native, use_backend
+from aigc_engine import UnsupportedError, accelerate, native, ops, use_backend
+from aigc_engine.dispatch import tracing
 from aigc_engine.models import architecture
 
 LEFT_TO_TORCH = "ignore:accelerate. .* run through torch:RuntimeWarning"
@@ -339,5 +340,25 @@ def test_named_backends_and_levels_have_plans_of_their_own() -> None:
     with native.force_isa("portable"), native.use_threads(3):
         close(fast(x)["sample"], first)
     assert torch.equal(fast(x)["sample"], first) and len(fast._shapes) == 3
-    with use_backend(conv2d="triton"), pytest.raises(UnsupportedError, match="conv2d.*triton"):
+    with (
+        use_backend(conv2d="triton"),
+        pytest.raises(UnsupportedError, match="use_backend names who can't serve it: conv2d"),
+    ):
         fast(x)
+
+
+def test_a_capture_changes_nothing_for_other_threads() -> None:
+    weight, x = ops.pack_linear(torch.randn(16, 64)), torch.randn(3, 64)
+    wanted, found = ops.linear(x, weight), []
+
+    class Asking(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            thread = threading.Thread(target=lambda: found.append((ops.linear(rows, weight), tracing())))
+            thread.start()
+            thread.join()
+            assert tracing()
+            return x + 1
+
+    rows = x
+    accelerate(Asking().eval())(x)
+    assert not tracing() and torch.equal(found[0][0], wanted) and not found[0][1]

@@ -17,7 +17,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from aigc_engine import native
-from aigc_engine.dispatch import UnsupportedError, chosen_backends
+from aigc_engine.dispatch import UnsupportedError, chosen_backends, tracing
 from aigc_engine.graph import saved
 from aigc_engine.graph.capture import Capture, capture, skeleton
 from aigc_engine.graph.constants import Constants
@@ -166,7 +166,7 @@ class Accelerated:
         return self._latest
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if self._refused or torch.compiler.is_compiling():
+        if self._refused or tracing():
             return self._forward(*args, **kwargs)
         given, spec = self._flat(args, kwargs)
         try:

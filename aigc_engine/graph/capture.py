@@ -21,7 +21,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 
-from aigc_engine.dispatch import UnsupportedError, use_backend
+from aigc_engine.dispatch import UnsupportedError, capturing
 from aigc_engine.graph.traced import Traced, evaluate, traced
 
 _ONES = ("!= 1", ">= 2", "> 1")  # guards that only say that a size isn't 1
@@ -164,7 +164,7 @@ def _export(module: nn.Module, args: tuple, kwargs: dict, dynamic: Any) -> tuple
     shapes = None
     if dynamic is not None:
         shapes = _by_name(module, args, kwargs, dynamic)
-    with torch.no_grad(), use_backend("reference"), warnings.catch_warnings(), _quiet():
+    with torch.no_grad(), capturing(), warnings.catch_warnings(), _quiet():
         warnings.simplefilter("ignore")
         program = torch.export.export(module, args, kwargs, dynamic_shapes=shapes)
         guards = list(getattr(program, "_guards_code", None) or ())

@@ -216,7 +216,9 @@ class _Lowering:
             args = (args[0], self.constants.packed(node.args[1], op.name, kwargs), *args[2:])
         verdict = op.explain(*args, **kwargs)
         if verdict.runs not in ("native", REFERENCE):
-            raise UnsupportedError(f"accelerate: {node.name}: {verdict}")
+            raise UnsupportedError(
+                f"accelerate: {node.name}, use_backend names who can't serve it: {verdict}"
+            )
         whole = all(t.numel() for t in tensors_in((args, kwargs)))
         if verdict.runs != "native" or not whole:
             reason = (

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from aigc_engine import capability, ops
-from aigc_engine.dispatch import AUTO, chosen_backend
+from aigc_engine.dispatch import AUTO, chosen_backend, tracing
 from aigc_engine.ops.rowwise import rowwise_linear as rowwise_linear  # the models take both from here
 from aigc_engine.ops.rowwise import rowwise_silu as rowwise_silu
 
@@ -31,7 +31,7 @@ def native_rows(x: Tensor) -> bool:
 
     A network that is being captured will run on them.
     """
-    if torch.compiler.is_compiling():
+    if tracing():
         return True
     if torch.is_grad_enabled() or x.device.type != "cpu" or x.dtype not in (torch.float32, torch.bfloat16):
         return False
@@ -45,7 +45,7 @@ class _Packs:
     _packed: ops.PackedWeight | None = None
 
     def packed(self, pack: Callable[..., ops.PackedWeight], **layout: Any) -> ops.PackedWeight | Tensor:
-        if torch.compiler.is_compiling():
+        if tracing():
             return self.weight  # whoever captures packs it
         found = self._packed
         if found is None or not found.holds(self.weight):

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from aigc_engine.dispatch import tracing
+
 ROWS = 16
 
 
@@ -23,6 +25,6 @@ def rowwise_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, block:
 
 def rowwise_silu(x: Tensor) -> Tensor:
     """`x sigmoid(x)` by way of tanh, whose CPU kernel treats the tail of a vector like its body."""
-    if torch.compiler.is_compiling():
+    if tracing():
         return F.silu(x)  # for native kernels, whose rows are the same in any case
     return x * (0.5 * torch.tanh(0.5 * x) + 0.5)
