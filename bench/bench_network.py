@@ -13,7 +13,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from aigc_engine.graph.accelerate import accelerate
+from aigc_engine import accelerate
 from bench.case import Case, Mismatch, Work
 from bench.networks import NETWORKS, build
 
