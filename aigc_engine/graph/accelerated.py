@@ -25,7 +25,7 @@ from aigc_engine.graph.fuse import cast_sources, fuse
 from aigc_engine.graph.lower import RankError, lower
 from aigc_engine.graph.plan import Plan
 from aigc_engine.graph.profile import Profile
-from aigc_engine.ops.packed import use_precision
+from aigc_engine.packed import use_precision
 
 NUMBERS = {int: torch.int64, float: torch.float64}
 MOST_SHAPES = 16  # whose plans are kept, by latest use: each plan holds an arena

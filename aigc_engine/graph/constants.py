@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 
 from aigc_engine import ops
 from aigc_engine.graph.capture import Capture
-from aigc_engine.ops.packed import PackedWeight, product_of, version_of
+from aigc_engine.packed import PackedWeight, product_of, version_of
 
 PACKS: Mapping[str, tuple[Callable[..., PackedWeight], tuple[str, ...]]] = {
     "conv1d": (ops.pack_conv1d, ("groups",)),

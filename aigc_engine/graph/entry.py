@@ -12,7 +12,7 @@ from aigc_engine import capability
 from aigc_engine.dispatch import UnsupportedError
 from aigc_engine.graph.accelerated import Accelerated
 from aigc_engine.graph.pipeline import AcceleratedPipeline, networks
-from aigc_engine.ops.packed import PRECISIONS
+from aigc_engine.packed import PRECISIONS
 
 DTYPES = (torch.float32, torch.bfloat16)
 

@@ -7,9 +7,9 @@ from torch import Tensor
 
 from aigc_engine import _native
 from aigc_engine.native import DTYPE_CODES, threads
-from aigc_engine.native.linear import PRODUCT_CODES
 from aigc_engine.native.memory import contiguous, empty, empty_like
-from aigc_engine.ops.packed import product_of
+from aigc_engine.native.packing import PRODUCT_CODES
+from aigc_engine.packed import product_of
 
 MASK_BOOL, MASK_ADDED = 1, 2  # csrc/cpu/args.h: enum class MaskKind
 

@@ -9,14 +9,21 @@ import torch
 from torch import Tensor
 
 from aigc_engine import _native
+from aigc_engine.geometry import (
+    ends_of,
+    out_length,
+    out_size,
+    pads_of,
+    pair,
+    taps_of,
+    transposed_length,
+    transposed_size,
+)
 from aigc_engine.native import threads
-from aigc_engine.native.linear import PRODUCT_CODES, epilogue, packed_bytes
+from aigc_engine.native.linear import epilogue
 from aigc_engine.native.memory import contiguous, empty
-from aigc_engine.ops.conv import out_size, pads_of, pair
-from aigc_engine.ops.conv1d import ends_of, out_length
-from aigc_engine.ops.conv_transpose import taps_of, transposed_size
-from aigc_engine.ops.conv_transpose1d import transposed_length
-from aigc_engine.ops.packed import PANEL, PackedWeight
+from aigc_engine.native.packing import PRODUCT_CODES, packed_bytes
+from aigc_engine.packed import PANEL, PackedWeight
 
 
 def as_pixels(x: Tensor) -> Tensor:

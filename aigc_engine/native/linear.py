@@ -1,47 +1,20 @@
-"""Packing of weights, and the adapter of the native linear kernel."""
+"""Adapter of the native linear kernel."""
 
 from __future__ import annotations
 
 import math
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from aigc_engine import _native
-from aigc_engine.native import DTYPE_CODES, on_huge_pages, threads
+from aigc_engine.native import DTYPE_CODES, threads
 from aigc_engine.native.activation import ACTIVATION_CODES
 from aigc_engine.native.memory import contiguous, empty, reshape
-from aigc_engine.ops.packed import PANEL, PackedWeight
+from aigc_engine.native.packing import PRODUCT_CODES
+from aigc_engine.packed import PackedWeight
 
-# csrc/cpu/args.h: enum class Product; and csrc/cpu/product.h: depth and bytes of a right tile
-PRODUCT_CODES = {"float32": 0, "bfloat16": 1, "split": 2, "int8": 3}
-TILES = {"float32": (16, 1024), "bfloat16": (32, 1024), "split": (32, 2048), "int8": (64, 1024)}
-ROW_CODES = {**DTYPE_CODES, torch.int8: 2}
 GATING_CODES = {"geglu": 1, "swiglu": 2}
-
-
-def packed_bytes(columns: int, depth: int, product: str) -> int:
-    """Size of a matrix in tiles."""
-    tile_depth, tile_bytes = TILES[product]
-    return -(-columns // PANEL) * -(-depth // tile_depth) * tile_bytes
-
-
-def pack_rows(rows: Tensor, product: str) -> Tensor:
-    """(columns, depth) in tiles for `product`; integers already for int8."""
-    rows = rows.contiguous()
-    columns, depth = rows.shape
-    packed = torch.empty(packed_bytes(columns, depth, product), dtype=torch.uint8)
-    _native.pack_weight(
-        rows.data_ptr(),
-        on_huge_pages(packed).data_ptr(),
-        columns,
-        depth,
-        ROW_CODES[rows.dtype],
-        PRODUCT_CODES[product],
-        threads(),
-    )
-    return packed
 
 
 def epilogue(out: Tensor, columns: int, bias: Tensor | None, act: str, slope: float = 0.0) -> Any:

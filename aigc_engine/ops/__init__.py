@@ -12,10 +12,10 @@ from aigc_engine.ops.diffusion import linear_update
 from aigc_engine.ops.gan import modulated_conv2d, upfirdn2d
 from aigc_engine.ops.linear import linear, pack_linear
 from aigc_engine.ops.norm import group_norm, group_norm_silu, layer_norm, rms_norm
-from aigc_engine.ops.packed import PackedWeight
 from aigc_engine.ops.pointwise import pointwise
 from aigc_engine.ops.random import philox_normal, philox_uniform
 from aigc_engine.ops.resample import embedding, resize2d
+from aigc_engine.packed import PackedWeight
 
 __all__ = [
     "PackedWeight",

@@ -11,40 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from aigc_engine.dispatch import op
+from aigc_engine.geometry import out_size, pads_of, pair
 from aigc_engine.ops import checks
 from aigc_engine.ops.activation import ACTIVATIONS
-from aigc_engine.ops.packed import PackedWeight, check_weight, pack, tensor_of
+from aigc_engine.ops.packing import check_weight, pack
+from aigc_engine.packed import PackedWeight, tensor_of
 from aigc_engine.testing import Sample
-
-
-def pair(value: int | Sequence[int]) -> tuple[int, int]:
-    """One number for both axes, or one for each (rows, columns)."""
-    return (value, value) if isinstance(value, int) else (value[0], value[1])
-
-
-def pads_of(padding: int | Sequence[int]) -> tuple[int, int, int, int]:
-    """(left, right, top, bottom) of one number, of (rows, columns), or of the four themselves."""
-    if isinstance(padding, int):
-        return (padding,) * 4
-    if len(padding) == 2:
-        return padding[1], padding[1], padding[0], padding[0]
-    left, right, top, bottom = padding
-    return left, right, top, bottom
-
-
-def out_size(
-    size: tuple[int, int],
-    taps: Sequence[int],
-    stride: tuple[int, int],
-    pads: tuple[int, int, int, int],
-    dilation: tuple[int, int],
-) -> tuple[int, int]:
-    """Rows and columns of the result."""
-    left, right, top, bottom = pads
-    reach = (dilation[0] * (taps[0] - 1) + 1, dilation[1] * (taps[1] - 1) + 1)
-    return (size[0] + top + bottom - reach[0]) // stride[0] + 1, (
-        size[1] + left + right - reach[1]
-    ) // stride[1] + 1
 
 
 def pack_conv2d(weight: Tensor, *, groups: int = 1, precision: str | None = None) -> PackedWeight:

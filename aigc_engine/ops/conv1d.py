@@ -11,21 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from aigc_engine.dispatch import op
+from aigc_engine.geometry import ends_of, out_length
 from aigc_engine.ops import checks
 from aigc_engine.ops.activation import ACTIVATIONS
 from aigc_engine.ops.conv import check_epilogue, check_kernel, check_numbers, weight_fact
-from aigc_engine.ops.packed import PackedWeight, check_weight, pack, tensor_of
+from aigc_engine.ops.packing import check_weight, pack
+from aigc_engine.packed import PackedWeight, tensor_of
 from aigc_engine.testing import Sample
-
-
-def ends_of(padding: int | Sequence[int]) -> tuple[int, int]:
-    """(left, right) of one number or of the two themselves."""
-    return (padding, padding) if isinstance(padding, int) else (padding[0], padding[1])
-
-
-def out_length(length: int, taps: int, stride: int, padding: int | Sequence[int], dilation: int) -> int:
-    """Samples of the result."""
-    return (length + sum(ends_of(padding)) - dilation * (taps - 1) - 1) // stride + 1
 
 
 def pack_conv1d(weight: Tensor, *, groups: int = 1, precision: str | None = None) -> PackedWeight:

@@ -11,19 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from aigc_engine.dispatch import op
+from aigc_engine.geometry import pair, taps_of, transposed_size
 from aigc_engine.ops import checks
 from aigc_engine.ops.activation import ACTIVATIONS
-from aigc_engine.ops.conv import check_epilogue, check_numbers, pair, weight_fact
-from aigc_engine.ops.packed import PackedWeight, check_weight, pack, tensor_of
+from aigc_engine.ops.conv import check_epilogue, check_numbers, weight_fact
+from aigc_engine.ops.packing import check_weight, pack
+from aigc_engine.packed import PackedWeight, tensor_of
 from aigc_engine.testing import Sample
-
-
-def taps_of(taps: int, stride: int, remainder: int) -> range:
-    """Taps that reach output positions of one remainder, last first: in order of the input they read.
-
-    Output o takes input i by tap k where o + padding = stride i + k, so k = o + padding modulo stride.
-    """
-    return range(remainder, taps, stride)[::-1]
 
 
 def pack_conv_transpose2d(
@@ -64,19 +58,6 @@ def _check_kernel(name: str, weight: Tensor | PackedWeight) -> None:
     shape = tuple(weight.shape)
     if len(shape) != 4 or 0 in shape:
         raise ValueError(f"{name}: weight shape {shape}, expected (C, O, kH, kW), each at least 1")
-
-
-def transposed_size(
-    size: Sequence[int],
-    taps: Sequence[int],
-    stride: int | Sequence[int],
-    padding: int | Sequence[int],
-    output_padding: int | Sequence[int],
-) -> tuple[int, int]:
-    """Rows and columns of the result."""
-    s, p, o = pair(stride), pair(padding), pair(output_padding)
-    rows, columns = ((size[i] - 1) * s[i] - 2 * p[i] + taps[i] + o[i] for i in (0, 1))
-    return rows, columns
 
 
 def _check_conv_transpose2d(

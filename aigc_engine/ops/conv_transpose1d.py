@@ -11,17 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from aigc_engine.dispatch import op
+from aigc_engine.geometry import transposed_length
 from aigc_engine.ops import checks
 from aigc_engine.ops.activation import ACTIVATIONS
 from aigc_engine.ops.conv import check_epilogue, check_numbers, weight_fact
 from aigc_engine.ops.conv_transpose import phases
-from aigc_engine.ops.packed import PackedWeight, check_weight, pack, tensor_of
+from aigc_engine.ops.packing import check_weight, pack
+from aigc_engine.packed import PackedWeight, tensor_of
 from aigc_engine.testing import Sample
-
-
-def transposed_length(length: int, taps: int, stride: int, padding: int, output_padding: int) -> int:
-    """Samples of the result."""
-    return (length - 1) * stride - 2 * padding + taps + output_padding
 
 
 def pack_conv_transpose1d(weight: Tensor, *, stride: int = 1, precision: str | None = None) -> PackedWeight:

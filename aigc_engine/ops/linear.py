@@ -14,7 +14,8 @@ from torch import Tensor
 from aigc_engine.dispatch import op
 from aigc_engine.ops import checks, int8
 from aigc_engine.ops.activation import ACTIVATIONS
-from aigc_engine.ops.packed import PackedWeight, check_weight, pack, tensor_of
+from aigc_engine.ops.packing import check_weight, pack
+from aigc_engine.packed import PackedWeight, tensor_of
 from aigc_engine.testing import Sample
 
 GATED = {"geglu": lambda a, b: a * F.gelu(b), "swiglu": lambda a, b: F.silu(a) * b}

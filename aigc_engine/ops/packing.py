@@ -1,0 +1,82 @@
+"""What all ops with packed weights share: packing them, and looking at one that is given."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from aigc_engine import capability
+from aigc_engine.ops import int8
+from aigc_engine.packed import PANEL, PackedWeight, product_of, tensor_of, version_of
+
+QUANTIZED = ("int8",)
+
+
+def pack(
+    kind: str,
+    weight: Tensor,
+    matrices: list[Tensor],
+    precision: str | None,
+    quantize: str | None = None,
+    **layout: Any,
+) -> PackedWeight:
+    """Packs matrices (columns of the product, depth), one after the other, which hold the weight's values.
+
+    Raises:
+        ValueError: unknown precision or quantize; to be quantised, but not finite or too deep.
+    """
+    op = f"pack_{kind}"
+    if quantize is not None and quantize not in QUANTIZED:
+        raise ValueError(f"{op}: quantize {quantize!r}, expected one of {list(QUANTIZED)}, or None")
+    product = product_of(op, weight, precision)
+    matrices = [matrix.detach() for matrix in matrices]
+    if quantize is not None:
+        product = quantize
+        int8.check(op, weight, max(matrix.shape[1] for matrix in matrices))
+        matrices, quantised = _quantised(matrices)
+        layout |= quantised
+    data = None
+    if weight.device.type == "cpu" and capability.native_missing() is None:
+        from aigc_engine.native.packing import pack_rows
+
+        tiles = [pack_rows(matrix, product) for matrix in matrices]
+        data = tiles[0] if len(tiles) == 1 else torch.cat(tiles)
+    return PackedWeight(kind, weight.detach(), version_of(weight), product, data, **layout)
+
+
+def _quantised(matrices: list[Tensor]) -> tuple[list[Tensor], dict[str, Any]]:
+    """Matrices as int8, and what a PackedWeight says of them; kernels read both tensors by whole panels."""
+    found = [int8.quantise(matrix) for matrix in matrices]
+    beyond = [-len(matrix) % PANEL for matrix in matrices]
+
+    def by_panels(columns: list[Tensor]) -> Tensor:
+        padded = torch.cat([F.pad(each, (0, more)) for each, more in zip(columns, beyond, strict=True)])
+        return padded[: len(padded) - beyond[-1]]
+
+    return [q.to(torch.int8) for q, _ in found], {
+        "scales": by_panels([scales.squeeze(1) for _, scales in found]),
+        "column_sums": by_panels([q.sum(dim=1, dtype=torch.int32) for q, _ in found]),
+        "error": int8.relative_error(matrices, found),
+    }
+
+
+def check_weight(op: str, kind: str, weight: object, x: Tensor) -> None:
+    """`weight` is a tensor or packed for this op, unchanged since, with x's dtype and device."""
+    if not isinstance(weight, (Tensor, PackedWeight)):
+        raise TypeError(
+            f"{op}: weight {type(weight).__name__}, expected a torch.Tensor or what pack_{kind}() makes"
+        )
+    plain = tensor_of(weight)
+    if plain.dtype != x.dtype:
+        raise TypeError(f"{op}: weight {plain.dtype}, expected {x.dtype} as x; convert one of them")
+    if plain.device != x.device:
+        raise ValueError(f"{op}: weight on {plain.device}, expected {x.device} as x; move one of them")
+    if isinstance(weight, Tensor):
+        return
+    if weight.kind != kind:
+        raise ValueError(f"{op}: weight packed for {weight.kind}, expected pack_{kind}(weight)")
+    if version_of(weight.source) != weight.version:
+        raise ValueError(f"{op}: weight changed after it was packed; pack it again with pack_{kind}(weight)")
