@@ -27,7 +27,7 @@ def cases() -> Iterator[Case]:
         for name in NETWORKS:
             case = f"{name}-{family.removeprefix('network-')}"
             work = partial(_work, name, dtype, case)
-            yield Case("network", case, "eager module, channels-last", work, seconds=20.0, family=family)
+            yield Case("network", case, "eager module, channels-last", work, seconds=10.0, family=family)
 
 
 def _work(name: str, dtype: torch.dtype, case: str) -> Work:
