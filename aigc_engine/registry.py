@@ -85,7 +85,6 @@ LINES: tuple[Line, ...] = (
     _native("conv_transpose1d", "conv", weight=PACKED),
     _native("conv_transpose2d", "conv", weight=PACKED),
     _native("decoder_step", "decode", FLOAT32),
-    _native("embedding", "resample", INT64, table=frozenset({"bfloat16", "float32"})),
     _native("geglu", "activation"),
     _native("group_norm", "norm", result=NORM_RESULTS),
     _native("group_norm_silu", "norm", result=NORM_RESULTS),

@@ -107,11 +107,6 @@ def interpolate(x: Tensor, size: Any = None, **kwargs: Any) -> Tensor:
     return ops.resize2d(x, size, mode=kwargs["mode"], align_corners=bool(kwargs["align_corners"]))
 
 
-def embedding(table: Tensor, indices: Tensor, **kwargs: Any) -> Tensor:
-    only(not kwargs.keys() - {"padding_idx"} and indices.ndim > 0)
-    return ops.embedding(indices, table)
-
-
 def silu(x: Tensor) -> Tensor:
     only(x.ndim > 0)
     return batched(x, max(x.ndim, 2), lambda x: ops.bias_act(x, act="silu"))
@@ -133,7 +128,6 @@ OURS = {
     "nn.functional.rms_norm": rms_norm,
     "nn.functional.group_norm": group_norm,
     "nn.functional.interpolate": interpolate,
-    "nn.functional.embedding": embedding,
     "nn.functional.silu": silu,
     "nn.functional.gelu": gelu,
 }

@@ -1,4 +1,4 @@
-"""Adapters of the native resize and lookup kernels."""
+"""Adapter of the native resize kernel."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from torch import Tensor
 from aigc_engine import _native
 from aigc_engine.native import DTYPE_CODES, threads
 from aigc_engine.native.memory import contiguous, empty
-from aigc_engine.ops.resample import out_of_range
 
 
 def resize2d(x: Tensor, size: Sequence[int], *, mode: str = "nearest", align_corners: bool = False) -> Tensor:
@@ -48,25 +47,4 @@ def resize_into(out: Tensor, x: Tensor, *, mode: str = "nearest", align_corners:
         DTYPE_CODES[x.dtype],
         threads(),
     )
-    return out
-
-
-def embedding(indices: Tensor, table: Tensor) -> Tensor:
-    width, size = table.shape[1], table.element_size()
-    out = empty((*indices.shape, width), table.dtype)
-    indices = contiguous(indices)
-    table = table if table.stride(1) == 1 else contiguous(table)
-    refused = _native.embedding(
-        indices.data_ptr(),
-        table.data_ptr(),
-        out.data_ptr(),
-        indices.numel(),
-        table.shape[0],
-        width * size,
-        table.stride(0) * size,
-        width * size,
-        threads(),
-    )
-    if refused >= 0:
-        raise out_of_range(indices, refused, table.shape[0])
     return out

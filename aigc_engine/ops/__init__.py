@@ -14,7 +14,7 @@ from aigc_engine.ops.linear import linear, pack_linear
 from aigc_engine.ops.norm import group_norm, group_norm_silu, layer_norm, rms_norm
 from aigc_engine.ops.pointwise import pointwise
 from aigc_engine.ops.random import philox_normal, philox_uniform
-from aigc_engine.ops.resample import embedding, resize2d
+from aigc_engine.ops.resample import resize2d
 from aigc_engine.packed import PackedWeight
 
 __all__ = [
@@ -26,7 +26,6 @@ __all__ = [
     "conv_transpose1d",
     "conv_transpose2d",
     "decoder_step",
-    "embedding",
     "geglu",
     "group_norm",
     "group_norm_silu",

@@ -1,10 +1,9 @@
-"""Images of another size, and rows of a table."""
+"""Images of another size."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +14,6 @@ from aigc_engine.ops import checks
 from aigc_engine.testing import Sample
 
 MODES = ("bilinear", "nearest")
-INT64 = frozenset({torch.int64})
 
 
 def _check_resize2d(
@@ -113,95 +111,3 @@ def resize2d(x: Tensor, size: Sequence[int], *, mode: str = "nearest", align_cor
     if mode == "nearest":
         return F.interpolate(x, size=tuple(size), mode=mode)
     return F.interpolate(x, size=tuple(size), mode=mode, align_corners=align_corners)
-
-
-def _check_embedding(indices: Tensor, table: Tensor) -> None:
-    checks.tensor("embedding", "indices", indices)
-    if indices.dtype != torch.int64:
-        raise TypeError(f"embedding: indices {indices.dtype}, expected torch.int64; convert them")
-    checks.floating("embedding", "table", table)
-    checks.rank("embedding", "table", table, 2, 2)
-    if table.device != indices.device:
-        raise ValueError(
-            f"embedding: table on {table.device}, expected {indices.device} as indices; move one of them"
-        )
-
-
-def out_of_range(indices: Tensor, place: int, rows: int) -> ValueError:
-    """The error for the index at a place of the flattened indices."""
-    return ValueError(
-        f"embedding: indices has {indices.reshape(-1)[place].item()} at {place}, expected 0 to {rows - 1},"
-        " the table's rows"
-    )
-
-
-def _samples_embedding(dtype: torch.dtype, device: str) -> Iterator[Sample]:
-    g = torch.Generator().manual_seed(0)
-
-    def pair(shape: tuple[int, ...], rows: int, width: int, kind: torch.dtype) -> tuple[Tensor, Tensor]:
-        indices = torch.randint(rows, shape, generator=g).to(device)
-        return indices, torch.randn(rows, width, generator=g).to(device, kind)
-
-    for kind in (torch.float32, torch.bfloat16):
-        name = str(kind).removeprefix("torch.")
-        for width in (1, 15, 16, 17, 64, 1000):
-            yield Sample(f"{name}_{width}", pair((2, 7), 40, width, kind), exact=True, batch_axis=0)
-        yield Sample(f"{name}_none", pair((0, 7), 40, 8, kind), exact=True)
-        yield Sample(f"{name}_no_axes", pair((), 40, 8, kind), exact=True)
-        indices, table = pair((4, 9), 40, 24, kind)
-        yield Sample(f"{name}_strided", (indices[:, ::2] // 2, table[::2, 3:]), exact=True)
-        yield Sample(f"{name}_columns_apart", (indices, table.repeat(2, 1).T.contiguous().T), exact=True)
-    for kind in (torch.float32, torch.bfloat16):
-        name = str(kind).removeprefix("torch.")
-        yield Sample(f"clip_2x77_{name}", pair((2, 77), 49408, 768, kind), bench=True)
-        yield Sample(f"gpt2_1024_tokens_{name}", pair((1, 1024), 50257, 768, kind), bench=True)
-
-
-def _cost_embedding(indices: Tensor, table: Tensor) -> tuple[float, float]:
-    """Each row read and written, each index read."""
-    return 0.0, float(indices.numel() * (8 + 2 * table.shape[1] * table.element_size()))
-
-
-def _facts_embedding(indices: Tensor, table: Tensor) -> dict[str, Any]:
-    """`table`: its dtype."""
-    return {"table": str(table.dtype).removeprefix("torch.")}
-
-
-def _embedding(indices: Tensor, table: Tensor) -> Tensor:
-    return F.embedding(indices, table)
-
-
-@op(
-    check=_check_embedding,
-    samples=_samples_embedding,
-    dtypes=INT64,
-    facts=_facts_embedding,
-    cost=_cost_embedding,
-    peer=_embedding,
-)
-def embedding(indices: Tensor, table: Tensor) -> Tensor:
-    r"""Looks rows of a table up.
-
-    .. math:: y_i = E_{k_i}
-
-    References:
-        Y. Bengio et al., "A Neural Probabilistic Language Model", 2003,
-        https://www.jmlr.org/papers/v3/bengio03a.html
-
-    Args:
-        indices: k, (...) int64, each from 0 to V - 1.
-        table: E, (V, D) floating.
-
-    Returns:
-        (..., D) in the table's dtype.
-
-    Precision: a copy.
-
-    Raises:
-        TypeError: indices aren't int64, or the table isn't floating.
-        ValueError: an index outside the table (before anything is written); the table isn't (V, D).
-    """
-    outside = ((indices < 0) | (indices >= table.shape[0])).reshape(-1)
-    if outside.any():
-        raise out_of_range(indices, int(outside.nonzero()[0]), table.shape[0])
-    return F.embedding(indices, table)

@@ -24,15 +24,6 @@ void bind_resample(py::module_& m) {
     args.dtype = DType(dtype), args.threads = threads;
     launch(&KernelTable::resize, args);
   });
-  m.def("embedding", [](uintptr_t indices, uintptr_t table, uintptr_t y, int64_t count, int64_t rows,
-                        int64_t row_bytes, int64_t table_stride, int64_t out_stride, int threads) {
-    int64_t refused;
-    launch_now(&KernelTable::embedding,
-               EmbeddingArgs{static_cast<const int64_t*>(in(indices)), in(table), out(y), count, rows,
-                             row_bytes, table_stride, out_stride, &refused, threads},
-               "embedding");
-    return refused;
-  });
 }
 
 }  // namespace aigc

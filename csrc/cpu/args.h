@@ -93,17 +93,6 @@ struct ResizeArgs {
   int threads;
 };
 
-// out[i] = table[indices[i]]: `count` rows of row_bytes. `refused` becomes the place of the first index
-// outside the table, in which case nothing is written, or -1.
-struct EmbeddingArgs {
-  const int64_t* indices;
-  const void* table;
-  void* out;
-  int64_t count, rows, row_bytes, table_stride, out_stride;  // strides in bytes
-  int64_t* refused;
-  int threads;
-};
-
 // How the products of a packed weight are made (see csrc/cpu/product.h).
 enum class Product : int32_t { kFloat32, kBFloat16, kSplit, kInt8 };
 

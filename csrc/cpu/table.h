@@ -21,7 +21,6 @@
 #define AIGC_PLAIN_KERNELS(X)          \
   X(bias_act, BiasActArgs)             \
   X(decoder_step, DecoderStepArgs)     \
-  X(embedding, EmbeddingArgs)          \
   X(glu, GluArgs)                      \
   X(linear_update, LinearUpdateArgs)   \
   X(philox_normal, PhiloxNormalArgs)   \
