@@ -277,7 +277,7 @@ def test_a_table_that_reads_what_is_not_there_is_refused() -> None:
     for wrong in (buffers.double(), buffers.transpose(1, 2)):
         with pytest.raises(ValueError, match="denoise_loop: buffers .*, expected contiguous float32 on cpu"):
             denoise_loop(Model(table), wrong, table, seeds)
-    with pytest.raises(ValueError, match="native denoiser, expected no guidance"):
+    with pytest.raises(ValueError, match="native denoiser's outputs 1, expected 2"):
         denoise_loop(
             _native.LinearDenoiser([1.0] * 9, [0.0] * 9, 1), buffers, replace(table, guided=True), seeds
         )

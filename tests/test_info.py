@@ -69,6 +69,25 @@ def test_reasons_are_shown_where_the_native_module_is_missing(monkeypatch: pytes
     assert rows[REFERENCE].cpu == info.SERVES
 
 
+def test_the_package_works_without_the_native_module() -> None:
+    code = """
+import sys
+sys.modules["aigc_engine._native"] = None
+import torch, aigc_engine
+print(aigc_engine.sample(lambda x, t, cond: x / 2, (2, 3), steps=2).isfinite().all())
+try:
+    aigc_engine.accelerate(torch.nn.Linear(2, 2).eval())
+except aigc_engine.UnsupportedError as error:
+    print(error)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=200, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "tensor(True)\naccelerate: the native module doesn't load" in done.stdout
+    assert "CPU calls run on the PyTorch reference" in done.stderr
+
+
 def test_tables_print_everything() -> None:
     text = printed()
     for name in [*info.machine(), *(op.name for op in ALL_OPS), *info.machine().values()]:

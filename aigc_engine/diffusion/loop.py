@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -10,11 +11,11 @@ from torch import Tensor
 
 from aigc_engine.diffusion.control import Monitor
 from aigc_engine.diffusion.guidance import Conditions
+from aigc_engine.diffusion.recorded import Outputs, Recorded, recorded
 from aigc_engine.diffusion.solver import UpdateTable
 from aigc_engine.ops import linear_update
 
 Denoiser = Callable[[Tensor, Tensor, Any], Tensor]
-Outputs = tuple[Tensor, ...]  # (cond,) or (cond, uncond), each (rows, ...) float32 and contiguous
 # x_{k-1}, x_k and x_{k+1} take turns in three buffers: evaluation k reads buffer k % 3.
 BUFFERS = 3
 
@@ -51,6 +52,10 @@ class Evaluator:
     ) -> None:
         self._denoiser, self._conditions, self._table, self._dtype = denoiser, conditions, table, dtype
         self._last: Tensor | None = None
+
+    def recorded(self, buffers: Tensor) -> AbstractContextManager[Recorded | None]:
+        """The denoiser as one that runs without Python, for states in these buffers, if it can."""
+        return recorded(self._denoiser, self._conditions, self._table, buffers, self._dtype)
 
     def __call__(self, k: int, state: Tensor) -> Outputs:
         rows = len(state)
@@ -162,11 +167,24 @@ class Run:
         return self.in_python()
 
     def natively(self) -> Tensor:
-        """Runs the loop in C++, which calls back for the model, and for the monitor if that has work."""
+        """Runs the loop in C++, which calls back for the monitor if that has work.
+
+        It calls back for the model too, unless that was accelerated and needs no Python.
+        """
         from aigc_engine.native.diffusion import denoise_loop  # it can't be imported where there is none
 
-        on_step = None if self.monitor.idle else self.report
-        end = denoise_loop(self.evaluate, self.buffers, self.table, self.seeds, on_step=on_step)
+        with self.evaluate.recorded(self.buffers) as recorded:
+
+            def report(k: int, outputs: Outputs) -> None:
+                self.report(k, outputs if recorded is None else recorded.outputs(k))
+
+            end = denoise_loop(
+                self.evaluate if recorded is None else recorded.native,
+                self.buffers,
+                self.table,
+                self.seeds,
+                on_step=None if self.monitor.idle else report,
+            )
         if end.stop == "not_finite":
             self.fail(end.evaluation, end.row)
         return self.result()

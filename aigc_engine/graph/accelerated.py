@@ -19,10 +19,9 @@ from torch import Tensor, nn
 from aigc_engine import native
 from aigc_engine.dispatch import UnsupportedError, chosen_backends, tracing
 from aigc_engine.graph import saved
-from aigc_engine.graph.capture import Capture, capture, skeleton
+from aigc_engine.graph.capture import Capture, RankError, capture, skeleton
 from aigc_engine.graph.constants import Constants
 from aigc_engine.graph.fuse import cast_sources, fuse
-from aigc_engine.graph.lower import RankError, lower
 from aigc_engine.graph.plan import Plan
 from aigc_engine.graph.profile import Profile
 from aigc_engine.packed import use_precision
@@ -50,6 +49,27 @@ class _Shape:
     graph: _Graph
     symbols: dict[str, int]
     free: list[Plan] = field(default_factory=list)
+
+
+@dataclass
+class Held:
+    """A plan that no other call uses meanwhile, and the call for which it was made."""
+
+    plan: Plan
+    out_spec: pytree.TreeSpec
+    _given: Sequence[Any]
+    _leaves: list[Any]
+    _weights: int
+
+    def place(self, argument: Tensor) -> int:
+        """Where among the flat arguments this one is."""
+        return next(place for place, leaf in enumerate(self._given) if leaf is argument)
+
+    def run_without(self, place: int) -> None:
+        """Runs what follows neither from the first argument nor from the one at this place."""
+        for step in self.plan.enter(self._leaves, self._weights):
+            if step.needs is not None and place not in step.needs:
+                step.run()
 
 
 class Accelerated:
@@ -154,9 +174,9 @@ class Accelerated:
     def profile(self, *args: Any, **kwargs: Any) -> Profile:
         """Runs one call, after another that warms up, and says how long each node took."""
         given, spec = self._flat(args, kwargs)
-        with self._plan(given, spec) as (plan, _, leaves), torch.no_grad():
-            plan.run(leaves)
-            return Profile(plan.times(leaves))
+        with self._plan(given, spec) as (plan, graph, leaves), torch.no_grad():
+            plan.run(leaves, graph.constants.changes)
+            return Profile(plan.times(leaves, graph.constants.changes))
 
     def _plan_of_latest(self, name: str) -> Plan:
         if self._latest is None:
@@ -171,7 +191,7 @@ class Accelerated:
         given, spec = self._flat(args, kwargs)
         try:
             with self._plan(given, spec) as (plan, graph, leaves), torch.no_grad():
-                results = plan.run(leaves)
+                results = plan.run(leaves, graph.constants.changes)
         except UnsupportedError as error:
             if not self._patient or isinstance(error, StrictError):
                 raise
@@ -179,6 +199,13 @@ class Accelerated:
             warnings.warn(f"{error}; it runs as it is", RuntimeWarning, stacklevel=2)
             return self._forward(*args, **kwargs)
         return pytree.tree_unflatten(results, graph.capture.out_spec)
+
+    @contextmanager
+    def held(self, *args: Any, **kwargs: Any) -> Iterator[Held]:
+        """The plan of such a call, to be run by parts."""
+        given, spec = self._flat(args, kwargs)
+        with self._plan(given, spec) as (plan, graph, leaves), torch.no_grad():
+            yield Held(plan, graph.capture.out_spec, given, leaves, graph.constants.changes)
 
     def _flat(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Any], pytree.TreeSpec]:
         bound = self._signature.bind(*args, **kwargs)
@@ -339,6 +366,8 @@ class Accelerated:
                 raise ValueError(f"accelerate: {name} is in training mode, expected eval mode; call eval()")
 
     def _lower(self, shape: _Shape, leaves: Sequence[Any]) -> Plan:
+        from aigc_engine.graph.lower import lower  # it can't be imported without the native module
+
         graph = shape.graph
         plan = lower(graph.capture, graph.constants, leaves, shape.symbols, self._result_dtype())
         left = [call for call in plan.calls if call.reason]

@@ -29,6 +29,8 @@ class Lifetimes:
     births: list[int] = field(default_factory=list)
     deaths: list[int | None] = field(default_factory=list)
     clock: int = 0
+    _held: set[int] = field(default_factory=set)
+    _alive: dict[int, int] = field(default_factory=dict)  # address to index
 
     def _tick(self) -> int:
         self.clock += 1
@@ -41,11 +43,22 @@ class Lifetimes:
         self.births.append(self._tick())
         self.deaths.append(None)
         block = np.empty(_aligned(size), np.uint8).view(_Block)
-        weakref.finalize(block, self._died, index)
+        address = block.ctypes.data
+        self._alive[address] = index
+        weakref.finalize(block, self._died, index, address)
         return torch.frombuffer(block, dtype=dtype).as_strided(shape, stride)
 
-    def _died(self, index: int) -> None:
-        self.deaths[index] = self._tick()
+    def _died(self, index: int, address: int) -> None:
+        del self._alive[address]
+        if index not in self._held:
+            self.deaths[index] = self._tick()
+
+    def hold(self, value: Tensor) -> None:
+        """Gives a value memory of its own from one run to the next."""
+        index = self._alive.get(value.untyped_storage().data_ptr())
+        if index is not None:  # else it isn't the arena's
+            self._held.add(index)
+            self.births[index] = 0
 
 
 def _extent(shape: Sequence[int], stride: Sequence[int]) -> int:

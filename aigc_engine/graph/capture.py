@@ -27,6 +27,10 @@ from aigc_engine.graph.traced import Traced, evaluate, traced
 _ONES = ("!= 1", ">= 2", "> 1")  # guards that only say that a size isn't 1
 
 
+class RankError(ValueError):
+    """The graph was traced at sizes that these contradict."""
+
+
 @dataclass(frozen=True)
 class Source:
     """Where a placeholder's value is: an attribute of the module (a dotted name), or the graph's own."""

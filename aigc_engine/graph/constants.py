@@ -48,6 +48,7 @@ class Constants:
         self._module = module
         self._capture = capture
         self.static = static_nodes(capture)
+        self.changes = 0  # how often tensors were followed
         self._seen: dict[fx.Node, _Seen] = {}
         self._derived: dict[fx.Node, Tensor] = {}
         self._packed: dict[tuple[Any, ...], PackedWeight] = {}
@@ -107,6 +108,7 @@ class Constants:
         return True
 
     def _follow(self, changed: set[fx.Node]) -> None:
+        self.changes += 1
         for node, value in self._derived.items():  # in the order in which they follow from each other
             if self._from(node) & changed:
                 new = self._compute(node)

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from aigc_engine.graph.capture import Capture
 from aigc_engine.graph.constants import Constants, static_nodes
-from aigc_engine.graph.passes import batch_norm, clean, inputs, layers, merge, pointwise, products, views
+from aigc_engine.graph.passes import (
+    batch_norm,
+    clean,
+    hoist,
+    inputs,
+    layers,
+    merge,
+    pointwise,
+    products,
+    views,
+)
 from aigc_engine.graph.passes.edit import aten, insert
 
 
@@ -39,5 +49,6 @@ def fuse(capture: Capture) -> None:
     products.join_gated(graph)
     products.join_after(graph)
     pointwise.join_pointwise(graph, static_nodes(capture))
+    hoist.hoist(capture)
     graph.lint()
     capture.settle()

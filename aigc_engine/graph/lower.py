@@ -15,9 +15,10 @@ from torch import Tensor, fx
 from aigc_engine import _native, ops
 from aigc_engine.dispatch import REFERENCE, Op, UnsupportedError
 from aigc_engine.graph.arena import Arena, Lifetimes
-from aigc_engine.graph.capture import Capture
+from aigc_engine.graph.capture import Capture, RankError
 from aigc_engine.graph.constants import PACKS, Constants, repeatable
 from aigc_engine.graph.passes.clean import ASSERTIONS, CASTS
+from aigc_engine.graph.passes.hoist import Needs, kept_between_calls, needs
 from aigc_engine.graph.plan import Call, Native, Plan, Result, Torch
 from aigc_engine.graph.traced import Traced, evaluate
 from aigc_engine.graph.values import (
@@ -47,10 +48,6 @@ RESHAPES = {
 }
 OF_PIXELS = {ops.conv2d, ops.conv_transpose2d, ops.group_norm, ops.group_norm_silu}
 SHAPED = {aten.flatten.using_ints, aten.unflatten.int}  # by other arguments than the shape itself
-
-
-class RankError(ValueError):
-    """The graph was traced at sizes that these contradict."""
 
 
 def lower(
@@ -105,6 +102,8 @@ class _Lowering:
         self.inputs: list[Tensor | None] = []
         self.steps: list[Native | Torch] = []
         self.kept: list[Any] = []
+        self._needs = needs(capture)
+        self._need: Needs = None  # the current node's
         self._values: dict[fx.Node, Any] = {}
         self._fixed: set[fx.Node] = set()  # follow from sizes alone
         self._recording: _native.Recording | None = None
@@ -115,8 +114,12 @@ class _Lowering:
         for node in self.capture.graph.nodes:
             if node.op == "output":
                 return [self._value(item) for item in node.args[0]]
+            self._need = self._needs[node]
             self._values[node] = self._node(node)
             self._check_rank(node)
+            if isinstance(self.memory, Lifetimes) and kept_between_calls(self._needs, node):
+                for tensor in tensors_in(self._values[node]):
+                    self.memory.hold(tensor)
             for done in last.get(node, ()):
                 self._values.pop(done, None)
         raise AssertionError("a graph without output")
@@ -148,12 +151,12 @@ class _Lowering:
     ) -> None:
         if isinstance(self.memory, Lifetimes):  # a step that kept its tensors would keep them alive
             args, kwargs, out = (), {}, []
-        self.steps.append(Torch(call, function, tuple(args), dict(kwargs), out))
+        self.steps.append(Torch(self._need, call, function, tuple(args), dict(kwargs), out))
 
     def _open(self) -> _native.Recording:
         step = self.steps[-1] if self.steps else None
-        if not isinstance(step, Native):
-            step = Native(_native.Recording())
+        if not isinstance(step, Native) or step.needs != self._need:
+            step = Native(self._need, _native.Recording())
             self.steps.append(step)
         return step.recording
 

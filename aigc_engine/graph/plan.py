@@ -6,12 +6,15 @@ import functools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from aigc_engine import _native
+from aigc_engine.graph.passes.hoist import Needs
+
+if TYPE_CHECKING:
+    from aigc_engine import _native
 
 
 @dataclass
@@ -28,8 +31,13 @@ class Call:
 
 @dataclass
 class Native:
-    """Recorded kernel calls; `ends[i]` of them belong to calls[: i + 1]."""
+    """Recorded kernel calls; `ends[i]` of them belong to calls[: i + 1].
 
+    Args:
+        needs: places of the arguments on which the results depend; None: runs in every call.
+    """
+
+    needs: Needs
     recording: _native.Recording
     calls: list[Call] = field(default_factory=list)
     ends: list[int] = field(default_factory=list)
@@ -50,6 +58,7 @@ class Native:
 class Torch:
     """A call of PyTorch's whose results go to the arena."""
 
+    needs: Needs
     call: Call
     function: Callable[..., Any]
     args: tuple[Any, ...]
@@ -108,6 +117,15 @@ class Result:
         return out.copy_(self.value)
 
 
+def _same_bits(a: Tensor, b: Tensor) -> bool:
+    b = b.to(a.dtype)
+    bits = _BITS[a.element_size()]
+    return torch.equal(a.view(bits), b.view(bits))
+
+
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
 @dataclass
 class Plan:
     """What `lower` makes of a graph for one shape.
@@ -128,26 +146,44 @@ class Plan:
     total: int
     kept: list[Any]
 
-    def run(self, leaves: Sequence[Any]) -> list[Any]:
-        """The flat results for these flat arguments."""
-        for target, leaf in zip(self.inputs, leaves, strict=True):
-            if target is not None:
-                target.copy_(leaf)
-        for step in self.steps:
+    def __post_init__(self) -> None:
+        self._watched = frozenset[int]().union(*(step.needs or () for step in self.steps))
+        self._weights: int | None = None  # as of which the held values are
+
+    def run(self, leaves: Sequence[Any], weights: int) -> list[Any]:
+        """The flat results for these flat arguments.
+
+        Args:
+            weights: another number than before if constants have changed since.
+        """
+        for step in self.enter(leaves, weights):
             step.run()
+        self._weights = weights
         return [result.read() for result in self.results]
+
+    def enter(self, leaves: Sequence[Any], weights: int) -> list[Native | Torch]:
+        """Takes the arguments; the steps to run for them, others having been run for the same before.
+
+        Held values count as of no arguments until `run` is through.
+        """
+        settled, self._weights = self._weights == weights, None
+        changed = set()
+        for place, (target, leaf) in enumerate(zip(self.inputs, leaves, strict=True)):
+            if target is None or (settled and place in self._watched and _same_bits(target, leaf)):
+                continue
+            target.copy_(leaf)
+            changed.add(place)
+        return [step for step in self.steps if not settled or step.needs is None or step.needs & changed]
 
     @property
     def calls(self) -> list[Call]:
         """Every node that does something, in order."""
         return [call for step in self.steps for call in step.calls]
 
-    def times(self, leaves: Sequence[Any]) -> list[tuple[Call, float]]:
-        """Runs once; seconds of each node."""
-        for target, leaf in zip(self.inputs, leaves, strict=True):
-            if target is not None:
-                target.copy_(leaf)
-        return [found for step in self.steps for found in step.times()]
+    def times(self, leaves: Sequence[Any], weights: int) -> list[tuple[Call, float]]:
+        """Runs once, all of it; seconds of each node."""
+        self._weights = None
+        return [found for step in self.enter(leaves, weights) for found in step.times()]
 
     def __str__(self) -> str:
         left = [call for call in self.calls if call.reason]

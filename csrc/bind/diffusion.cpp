@@ -5,6 +5,7 @@
 #include "cpu/table.h"
 #include "cuda/launch.h"
 #include "runtime/denoise_loop.h"
+#include "runtime/recorded_denoiser.h"
 
 namespace aigc {
 namespace {
@@ -12,8 +13,10 @@ namespace {
 // evaluate(k) returns the addresses of its output: [cond] or [cond, uncond], (rows, count) float32 each.
 class PythonDenoiser : public Denoiser {
  public:
-  PythonDenoiser(py::function evaluate, size_t outputs) : evaluate_(std::move(evaluate)), outputs_(outputs) {}
+  PythonDenoiser(py::function evaluate, bool guided)
+      : evaluate_(std::move(evaluate)), outputs_(guided ? 2 : 1) {}
 
+  bool guided() const override { return outputs_ == 2; }
   int64_t room(int64_t, int64_t) const override { return 0; }
 
   Outputs evaluate(int64_t k, int64_t, int64_t, const float*, const float*, float*, Poll&) const override {
@@ -23,7 +26,7 @@ class PythonDenoiser : public Denoiser {
       throw py::value_error("denoise_loop: outputs " + std::to_string(found.size()) + ", expected " +
                             std::to_string(outputs_));
     return {static_cast<const float*>(in(found[0])),
-            outputs_ == 2 ? static_cast<const float*>(in(found[1])) : nullptr};
+            guided() ? static_cast<const float*>(in(found[1])) : nullptr};
   }
 
  private:
@@ -59,7 +62,9 @@ py::tuple run_denoise_loop(const py::object& model, uintptr_t states, int64_t co
                           static_cast<const int64_t*>(in(streams)),
                           active.data()};
   const bool native = py::isinstance<Denoiser>(model);
-  if (native && guided) throw py::value_error("denoise_loop: a native denoiser, expected no guidance");
+  if (native && model.cast<const Denoiser*>()->guided() != guided)
+    throw py::value_error(std::string("denoise_loop: the native denoiser's outputs ") +
+                          (guided ? "1, expected 2" : "2, expected 1"));
   check(table, guided);
   PythonWatch watch(on_step);
   Mailbox own;
@@ -68,9 +73,24 @@ py::tuple run_denoise_loop(const py::object& model, uintptr_t states, int64_t co
     return denoise_loop(denoiser, table, static_cast<float*>(out(states)), count,
                         static_cast<const int64_t*>(in(seeds)), threads, watch, control ? *control : own);
   };
-  const LoopResult result = native ? run(*model.cast<const Denoiser*>())
-                                   : run(PythonDenoiser(model.cast<py::function>(), guided ? 2 : 1));
+  const LoopResult result =
+      native ? run(*model.cast<const Denoiser*>()) : run(PythonDenoiser(model.cast<py::function>(), guided));
   return py::make_tuple(int(result.stop), result.evaluation, result.row);
+}
+
+// schedules: (target, source, bytes) each; outputs: 2 addresses.
+void add_program(RecordedDenoiser& denoiser, int64_t rows, int64_t first,
+                 const std::vector<std::tuple<uintptr_t, uintptr_t, int64_t>>& schedules,
+                 const std::vector<const Recording*>& enter, const std::vector<const Recording*>& network,
+                 const std::vector<const Recording*>& leave, const std::vector<uintptr_t>& outputs) {
+  if (enter.size() != size_t(kStates) || leave.size() != 2 || outputs.size() != 2)
+    throw py::value_error("RecordedDenoiser.add: expected 3 ways in, 2 ways out and 2 outputs");
+  RecordedDenoiser::Program program{first, {}, enter, network, leave, {}};
+  for (const auto& [target, source, bytes] : schedules)
+    program.schedules.push_back(
+        {static_cast<char*>(out(target)), static_cast<const char*>(in(source)), bytes});
+  for (const uintptr_t output : outputs) program.outputs.push_back(static_cast<const float*>(in(output)));
+  denoiser.add(rows, std::move(program));
 }
 
 }  // namespace
@@ -79,6 +99,10 @@ void bind_diffusion(py::module_& m) {
   py::class_<Denoiser>(m, "Denoiser", "A model that runs without Python.");
   py::class_<LinearDenoiser, Denoiser>(m, "LinearDenoiser", "out = slope[k] x + offset[k] at evaluation k.")
       .def(py::init<std::vector<float>, std::vector<float>, int>());
+  py::class_<RecordedDenoiser, Denoiser>(m, "RecordedDenoiser", "A network that was recorded.")
+      .def(py::init<bool>(), py::arg("guided"))
+      .def("add", &add_program, py::keep_alive<1, 5>(), py::keep_alive<1, 6>(), py::keep_alive<1, 7>(),
+           "What runs for a number of rows, whose first evaluation is `first`.");
   py::class_<Mailbox>(m, "LoopControl", "Where a run is, readable from any thread, and the way to cancel it.")
       .def(py::init())
       .def_property_readonly(

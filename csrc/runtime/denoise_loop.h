@@ -38,6 +38,8 @@ class Denoiser {
     const float* uncond;  // null without guidance
   };
   virtual ~Denoiser() = default;
+  // Whether there is an unconditional output too.
+  virtual bool guided() const { return false; }
   // Floats of memory wanted per evaluation.
   virtual int64_t room(int64_t rows, int64_t count) const = 0;
   // The output on rows [0, rows) of x. It must stay as it is until evaluation k + 1 has been used too, for
