@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,8 +13,9 @@ from torch import Tensor
 
 from aigc_engine.diffusion.guidance import Conditions
 from aigc_engine.diffusion.solver import UpdateTable
-from aigc_engine.graph.accelerated import Accelerated, Held
-from aigc_engine.graph.plan import Native, Result
+from aigc_engine.graph.accelerated import Accelerated
+from aigc_engine.graph.held import Held
+from aigc_engine.graph.plan import Native, Result, Torch
 from aigc_engine.graph.values import copies_natively
 
 if TYPE_CHECKING:
@@ -53,24 +55,26 @@ class Recorded:
 
     def add(self, rows: int, held: Held, x: Tensor, t: Tensor) -> bool:
         """Takes the plan for this number of rows, in which x and t are arguments; False if it can't."""
-        image, time = held.place(x), held.place(t)
-        target, result = held.plan.inputs[image], _only_result(held, x)
-        network = [step for step in held.plan.steps if step.needs is None or time in step.needs]
-        recordings = [step.recording for step in network if isinstance(step, Native)]
-        if target is None or result is None or len(recordings) != len(network):
+        target, result = held.plan.inputs[held.place(x)], _only_result(held, x)
+        if target is None or result is None or not copies_natively(x, target):
             return False
-        if self._dtype not in (torch.float32, target.dtype) or not copies_natively(x, target):
-            return False  # rounded twice, or by PyTorch
-        held.run_without(time)
+        if self._dtype not in (torch.float32, target.dtype):
+            return False  # rounded twice
         evaluations = [k for k, active in enumerate(self._table.active) if active == rows]
-        schedule = self._times(evaluations, held.plan.inputs[time])
+        times = torch.stack([self.arguments(k)[1] for k in evaluations])
+        known, network = _split(held, held.place(t), times)
+        recordings = [step.recording for step in network if isinstance(step, Native)]
+        schedules = [_schedule(place, values) for place, values in known]
+        if len(recordings) != len(network) or any(found is None for found in schedules):
+            return False
+        held.run_without(held.place(t))
         parts, outputs = target.split(rows), torch.empty((2, *x.shape))
         self._outputs[rows] = outputs
-        self._kept.append(schedule)
+        self._kept.append(schedules)
         self.native.add(
             rows,
             evaluations[0],
-            [(place.data_ptr(), times.data_ptr(), times[0].nbytes) for place, times in schedule],
+            [found.addresses for found in schedules if found is not None],
             [_copies([(state[:rows], part) for part in parts]) for state in self._buffers],
             recordings,
             [_copies([(result.value, out)]) for out in outputs],
@@ -78,17 +82,49 @@ class Recorded:
         )
         return True
 
-    def _times(self, evaluations: Sequence[int], target: Tensor | None) -> list[tuple[Tensor, Tensor]]:
-        """Where the network reads the time, if it does, with its values at these evaluations."""
-        if target is None:
-            return []
-        return [(target, torch.stack([self.arguments(k)[1].to(target.dtype) for k in evaluations]))]
+
+def _split(held: Held, place: int, times: Tensor) -> tuple[list[tuple[Tensor, Tensor]], list[Native | Torch]]:
+    """What the network reads that is known before the loop, for all times; and what then runs in the loop."""
+    steps = held.plan.steps
+    known = held.over(place, times)
+    if known is not None:
+        return known, [step for step in steps if step.needs is None]
+    time = held.plan.inputs[place]
+    known = [] if time is None else [(time, times.to(time.dtype))]
+    return known, [step for step in steps if step.needs is None or place in step.needs]
+
+
+@dataclass
+class _Schedule:
+    """Values (E, n, ...) that are copied to (n, ...) by turns, row by row."""
+
+    target: Tensor
+    values: Tensor
+
+    @property
+    def addresses(self) -> tuple[int, int, int, int, int]:
+        """As `_native.RecordedDenoiser.add` takes it."""
+        pitch = self.target.stride(0) * self.target.element_size()
+        row = self.values[0, 0].nbytes
+        return self.target.data_ptr(), pitch, self.values.data_ptr(), len(self.target), row
+
+
+def _schedule(target: Tensor, values: Tensor) -> _Schedule | None:
+    """The values arranged as the target; None where a row of that isn't one piece of memory."""
+    row = target[0]
+    if torch.empty_like(row).stride() != row.stride():
+        return None
+    size = row.numel()
+    arranged = torch.empty_strided(
+        values.shape, (len(target) * size, size, *row.stride()), dtype=target.dtype
+    )
+    return _Schedule(target, arranged.copy_(values))
 
 
 def _only_result(held: Held, x: Tensor) -> Result | None:
     """The plan's result if that's the one thing that the denoiser returns, in x's shape."""
     results = held.plan.results
-    value = pytree.tree_unflatten([result.value for result in results], held.out_spec)
+    value = pytree.tree_unflatten([result.value for result in results], held.capture.out_spec)
     if not isinstance(value, Tensor) or value.shape != x.shape or not copies_natively(value, x):
         return None
     return results[0] if results[0].dtype in (value.dtype, torch.float32) else None

@@ -9,12 +9,13 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from aigc_engine import native
 from aigc_engine.dispatch import UnsupportedError, chosen_backends, tracing
@@ -22,6 +23,7 @@ from aigc_engine.graph import saved
 from aigc_engine.graph.capture import Capture, RankError, capture, skeleton
 from aigc_engine.graph.constants import Constants
 from aigc_engine.graph.fuse import cast_sources, fuse
+from aigc_engine.graph.held import Held
 from aigc_engine.graph.plan import Plan
 from aigc_engine.graph.profile import Profile
 from aigc_engine.packed import use_precision
@@ -49,27 +51,6 @@ class _Shape:
     graph: _Graph
     symbols: dict[str, int]
     free: list[Plan] = field(default_factory=list)
-
-
-@dataclass
-class Held:
-    """A plan that no other call uses meanwhile, and the call for which it was made."""
-
-    plan: Plan
-    out_spec: pytree.TreeSpec
-    _given: Sequence[Any]
-    _leaves: list[Any]
-    _weights: int
-
-    def place(self, argument: Tensor) -> int:
-        """Where among the flat arguments this one is."""
-        return next(place for place, leaf in enumerate(self._given) if leaf is argument)
-
-    def run_without(self, place: int) -> None:
-        """Runs what follows neither from the first argument nor from the one at this place."""
-        for step in self.plan.enter(self._leaves, self._weights):
-            if step.needs is not None and place not in step.needs:
-                step.run()
 
 
 class Accelerated:
@@ -205,7 +186,16 @@ class Accelerated:
         """The plan of such a call, to be run by parts."""
         given, spec = self._flat(args, kwargs)
         with self._plan(given, spec) as (plan, graph, leaves), torch.no_grad():
-            yield Held(plan, graph.capture.out_spec, given, leaves, graph.constants.changes)
+            lower = partial(self._lower_nodes, graph)
+            yield Held(plan, graph.capture, graph.constants, given, leaves, lower)
+
+    def _lower_nodes(
+        self, graph: _Graph, leaves: list[Any], symbols: dict[str, int], nodes: Sequence[fx.Node]
+    ) -> Plan:
+        from aigc_engine.graph.lower import lower  # it can't be imported without the native module
+
+        with self._lock, torch.inference_mode(False), use_precision(self._precision):
+            return lower(graph.capture, graph.constants, leaves, symbols, outputs=nodes)
 
     def _flat(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Any], pytree.TreeSpec]:
         bound = self._signature.bind(*args, **kwargs)

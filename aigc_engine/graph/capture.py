@@ -149,7 +149,7 @@ def capture(
     Raises:
         UnsupportedError: the module can't be traced; the message says where.
     """
-    example = list(leaves) if fixed else [_never_one(leaf) for leaf in leaves]
+    example = [_dense(leaf) if fixed else _never_one(_dense(leaf)) for leaf in leaves]
     args, kwargs = pytree.tree_unflatten(example, in_spec)
     dynamic: Any = None
     if not fixed:
@@ -211,6 +211,13 @@ def _quiet() -> Any:
         yield
     finally:
         logger.setLevel(before)
+
+
+def _dense(leaf: Any) -> Any:
+    """A tensor without gaps, whose strides follow from its sizes: plans copy arguments anyway."""
+    if isinstance(leaf, Tensor) and torch.empty_like(leaf).stride() != leaf.stride():
+        return leaf.contiguous()
+    return leaf
 
 
 def _never_one(leaf: Any) -> Any:

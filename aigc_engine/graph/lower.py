@@ -22,6 +22,7 @@ from aigc_engine.graph.passes.hoist import Needs, kept_between_calls, needs
 from aigc_engine.graph.plan import Call, Native, Plan, Result, Torch
 from aigc_engine.graph.traced import Traced, evaluate
 from aigc_engine.graph.values import (
+    ancestors,
     as_meta,
     copies_natively,
     described,
@@ -56,24 +57,28 @@ def lower(
     leaves: Sequence[Any],
     symbols: Mapping[str, int],
     cast: tuple[torch.dtype, torch.dtype] | None = None,
+    outputs: Sequence[fx.Node] | None = None,
 ) -> Plan:
     """The plan of a captured graph for arguments like these.
 
     Args:
         symbols: the values of the graph's symbols.
         cast: results of the first dtype are returned in the second.
+        outputs: nodes whose values are the results, with nothing computed that they don't follow from; None
+            takes the graph's.
 
     Raises:
         RankError: the graph doesn't hold for these sizes.
     """
     with torch.no_grad():
+        nodes = _outputs(capture) if outputs is None else outputs
         lifetimes = Lifetimes()
-        _Lowering(capture, constants, leaves, lifetimes).run()
+        _Lowering(capture, constants, leaves, nodes, lifetimes).run()
         arena = Arena(lifetimes)
-        lowering = _Lowering(capture, constants, leaves, arena)
+        lowering = _Lowering(capture, constants, leaves, nodes, arena)
         values = lowering.run()
     results = []
-    for value, node in zip(values, _outputs(capture), strict=True):
+    for value, node in zip(values, nodes, strict=True):
         if isinstance(value, Tensor):
             stride = tuple(evaluate(step, symbols) for step in node.meta["val"].strides)
             dtype = cast[1] if cast is not None and value.dtype == cast[0] else value.dtype
@@ -81,7 +86,7 @@ def lower(
         else:
             results.append(Result(value))
     kept = [arena.memory, lowering.kept, lowering.inputs]
-    return Plan(lowering.inputs, lowering.steps, results, arena.peak, arena.total, kept)
+    return Plan(lowering.inputs, lowering.steps, results, lowering.held, arena.peak, arena.total, kept)
 
 
 def _outputs(capture: Capture) -> list[Any]:
@@ -93,12 +98,19 @@ class _Lowering:
     """One pass over the graph."""
 
     def __init__(
-        self, capture: Capture, constants: Constants, leaves: Sequence[Any], memory: Lifetimes | Arena
+        self,
+        capture: Capture,
+        constants: Constants,
+        leaves: Sequence[Any],
+        outputs: Sequence[Any],
+        memory: Lifetimes | Arena,
     ) -> None:
         self.capture = capture
         self.constants = constants
         self.leaves = dict(zip(capture.inputs, leaves, strict=True))
+        self.outputs = outputs
         self.memory = memory
+        self.held: dict[fx.Node, Tensor] = {}
         self.inputs: list[Tensor | None] = []
         self.steps: list[Native | Torch] = []
         self.kept: list[Any] = []
@@ -110,19 +122,28 @@ class _Lowering:
         self._call = Call("", "", "")
 
     def run(self) -> list[Any]:
-        last = last_users(self.capture.graph)
-        for node in self.capture.graph.nodes:
-            if node.op == "output":
-                return [self._value(item) for item in node.args[0]]
+        self._wanted = ancestors(self.outputs)
+        nodes = [
+            node for node in self.capture.graph.nodes if node in self._wanted or node.op == "placeholder"
+        ]
+        last = last_users(nodes)
+        for node in nodes:
             self._need = self._needs[node]
             self._values[node] = self._node(node)
             self._check_rank(node)
-            if isinstance(self.memory, Lifetimes) and kept_between_calls(self._needs, node):
-                for tensor in tensors_in(self._values[node]):
-                    self.memory.hold(tensor)
-            for done in last.get(node, ()):
-                self._values.pop(done, None)
-        raise AssertionError("a graph without output")
+            if kept_between_calls(self._needs, node):
+                self._hold(node)
+            for done in last[node]:
+                if done not in self.outputs:
+                    self._values.pop(done, None)
+        return [self._value(item) for item in self.outputs]
+
+    def _hold(self, node: fx.Node) -> None:
+        if isinstance(self.memory, Lifetimes):
+            for tensor in tensors_in(self._values[node]):
+                self.memory.hold(tensor)
+        elif self._need:
+            self.held[node] = self._values[node]
 
     # Memory, as the adapters see it.
 
@@ -204,7 +225,7 @@ class _Lowering:
 
     def _input(self, node: fx.Node) -> Any:
         leaf = self.leaves[node]
-        if not isinstance(leaf, Tensor) or not node.users:
+        if not isinstance(leaf, Tensor) or node not in self._wanted:
             self.inputs.append(None)
             return leaf
         layout = torch.channels_last if leaf.ndim == 4 else torch.contiguous_format

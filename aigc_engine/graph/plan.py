@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from aigc_engine.graph.passes.hoist import Needs
 
@@ -134,17 +134,21 @@ class Plan:
         inputs: where each flat argument goes, None for those that aren't read.
         steps: in order.
         results: flat.
+        held: values that steps leave for later calls, by node.
         peak: bytes of the arena.
         total: bytes of all values, were there no arena.
         kept: what else the steps read.
+        ahead: the latest plan for what these steps hold at many times, and for which.
     """
 
     inputs: list[Tensor | None]
     steps: list[Native | Torch]
     results: list[Result]
+    held: dict[fx.Node, Tensor]
     peak: int
     total: int
     kept: list[Any]
+    ahead: tuple[Any, Plan] | None = None
 
     def __post_init__(self) -> None:
         self._watched = frozenset[int]().union(*(step.needs or () for step in self.steps))

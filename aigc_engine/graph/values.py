@@ -13,16 +13,28 @@ from aigc_engine.dispatch import Op
 from aigc_engine.ops import checks
 
 
-def last_users(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
-    """What each node is the last to read."""
+def ancestors(outputs: Sequence[Any]) -> set[fx.Node]:
+    """These nodes and all that they follow from."""
+    found: set[fx.Node] = set()
+    waiting = [node for node in outputs if isinstance(node, fx.Node)]
+    while waiting:
+        node = waiting.pop()
+        if node not in found:
+            found.add(node)
+            waiting += node.all_input_nodes
+    return found
+
+
+def last_users(nodes: Sequence[fx.Node]) -> dict[fx.Node, list[fx.Node]]:
+    """Of each node, what none after it reads."""
     last: dict[fx.Node, fx.Node] = {}
-    for node in graph.nodes:
+    for node in nodes:
         last[node] = node
         for read in node.all_input_nodes:
             last[read] = node
-    found: dict[fx.Node, list[fx.Node]] = {}
+    found: dict[fx.Node, list[fx.Node]] = {node: [] for node in nodes}
     for node, user in last.items():
-        found.setdefault(user, []).append(node)
+        found[user].append(node)
     return found
 
 

@@ -78,17 +78,17 @@ py::tuple run_denoise_loop(const py::object& model, uintptr_t states, int64_t co
   return py::make_tuple(int(result.stop), result.evaluation, result.row);
 }
 
-// schedules: (target, source, bytes) each; outputs: 2 addresses.
+// schedules: (target, pitch, source, rows, bytes) each; outputs: 2 addresses.
 void add_program(RecordedDenoiser& denoiser, int64_t rows, int64_t first,
-                 const std::vector<std::tuple<uintptr_t, uintptr_t, int64_t>>& schedules,
+                 const std::vector<std::tuple<uintptr_t, int64_t, uintptr_t, int64_t, int64_t>>& schedules,
                  const std::vector<const Recording*>& enter, const std::vector<const Recording*>& network,
                  const std::vector<const Recording*>& leave, const std::vector<uintptr_t>& outputs) {
   if (enter.size() != size_t(kStates) || leave.size() != 2 || outputs.size() != 2)
     throw py::value_error("RecordedDenoiser.add: expected 3 ways in, 2 ways out and 2 outputs");
   RecordedDenoiser::Program program{first, {}, enter, network, leave, {}};
-  for (const auto& [target, source, bytes] : schedules)
+  for (const auto& [target, pitch, source, count, bytes] : schedules)
     program.schedules.push_back(
-        {static_cast<char*>(out(target)), static_cast<const char*>(in(source)), bytes});
+        {static_cast<char*>(out(target)), pitch, static_cast<const char*>(in(source)), count, bytes});
   for (const uintptr_t output : outputs) program.outputs.push_back(static_cast<const float*>(in(output)));
   denoiser.add(rows, std::move(program));
 }

@@ -13,12 +13,13 @@ namespace aigc {
 
 class RecordedDenoiser : public Denoiser {
  public:
-  // What the network reads that is known beforehand, such as the time: entry k - first of `source` at
-  // evaluation k.
+  // What the network reads that is known beforehand, such as what follows from the time: entry k - first of
+  // `source`, (rows, bytes), goes to `target` at evaluation k.
   struct Schedule {
     char* target;
+    int64_t pitch;  // bytes from row to row of the target
     const char* source;
-    int64_t bytes;
+    int64_t rows, bytes;
   };
   // The network for one number of rows. The recordings are the caller's and outlive this.
   struct Program {
