@@ -9,7 +9,7 @@ CXX_FILES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -
 # The environment's own cmake and ninja for every install: another cmake would build everything anew.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo test check fix bench sanitize clean
+.PHONY: demo test check fix bench graphs sanitize clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.built
@@ -31,6 +31,11 @@ fix: $(VENV)/.built-dev
 
 bench: $(VENV)/.built-dev
 	$(BIN)/aigc-engine bench
+
+# What the zoo's models are captured as, after a change of theirs or of how graphs are fused.
+graphs: $(VENV)/.built-dev
+	$(BIN)/python -c "from aigc_engine import zoo; from aigc_engine.diffusion.plans import keep_graph; \
+	  print(*filter(None, map(keep_graph, map(zoo.load, zoo.names()))), sep='\n')"
 
 # In a copy of the package, from which the tests and their subprocesses import: the checkout's own module isn't touched.
 # Leaks are off, for Python and PyTorch keep what they once allocate; libstdc++ goes along so that exceptions are seen.

@@ -305,31 +305,6 @@ def test_memory_stays_as_it_is() -> None:
     assert len(fast._shapes) == 16 and all(len(shape.free) == 1 for shape in fast._shapes.values())
 
 
-def test_saved_graphs_need_no_capture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, x, path = Block().eval(), torch.randn(2, 3, 8, 8), tmp_path / "block.safetensors"
-    fast = accelerate(model)
-    with pytest.raises(RuntimeError, match="save: nothing was called yet"):
-        fast.save(path)
-    wanted = fast(x, 3)
-    fast.save(path)
-    assert [file.name for file in tmp_path.iterdir()] == [path.name]
-    other = Block().eval()
-    monkeypatch.setattr(torch.export, "export", None)
-    loaded = accelerate(model, saved=path)
-    assert torch.equal(loaded(x, 3)["sample"], wanted["sample"])
-    x = torch.randn(1, 3, 12, 9)
-    close(accelerate(other, saved=path)(x, 5)["sample"], eager(other, x, 5)["sample"])
-    with pytest.raises(ValueError, match=r"first.weight is torch.float32 \(8, 3, 3, 3\), expected .*\(16, 3"):
-        accelerate(Block(8).eval(), saved=path)
-    with pytest.raises(ValueError, match="saved module 'Block', expected 'Linear'"):
-        accelerate(nn.Linear(3, 3).eval(), saved=path)
-    with pytest.raises(ValueError, match="saved dtype None, expected torch.bfloat16"):
-        accelerate(model, dtype=torch.bfloat16, saved=path)
-    monkeypatch.setattr(torch, "__version__", "9.9.9")
-    with pytest.raises(ValueError, match="saved torch .* expected '9.9.9'; save it again"):
-        accelerate(model, saved=path)
-
-
 def test_named_backends_and_levels_have_plans_of_their_own() -> None:
     model, x = Block().eval(), torch.randn(2, 3, 8, 8)
     fast = accelerate(model)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from aigc_engine.diffusion.schedule import Schedule, schedule_of
 from aigc_engine.diffusion.solver import Recipe
 from aigc_engine.diffusion.spacing import spacing_of
+from aigc_engine.graph import Accelerated
 from aigc_engine.latents import integer
 
 DEFAULT_STRENGTH = 0.8  # as diffusers' image-to-image pipelines
@@ -128,7 +129,8 @@ def placement(
     """Device and dtype of the denoiser's input, from its parameters where they aren't given."""
     if not callable(denoiser):
         raise TypeError(f"sample: denoiser {type(denoiser).__name__}, expected a callable (x, t, cond)")
-    parameters = list(denoiser.parameters()) if isinstance(denoiser, nn.Module) else []
+    module = denoiser.module if isinstance(denoiser, Accelerated) else denoiser
+    parameters = list(module.parameters()) if isinstance(module, nn.Module) else []
     if device is None:
         known = [*parameters[:1], *(t for t in tensors if isinstance(t, Tensor))]
         device = known[0].device if known else "cpu"

@@ -60,6 +60,7 @@ class Accelerated:
         dtype: that the module is to compute in; None for its own.
         precision, strict: as `accelerate` says.
         patient: whether a module that can't be captured runs as it is, with a warning.
+        quiet: no warning of nodes that are left to torch, for whoever explains that otherwise.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class Accelerated:
         precision: str | None = None,
         strict: bool = False,
         patient: bool = False,
+        quiet: bool = False,
     ) -> None:
         self._module = module
         self._dtype = dtype
@@ -80,7 +82,7 @@ class Accelerated:
         self._signature = self.__signature__ = inspect.signature(module.forward)
         self._lock = threading.RLock()
         self._numbers_fixed = False
-        self._warned = False
+        self._warned = quiet
         self._refused = ""
         self._drop()
 
@@ -109,6 +111,11 @@ class Accelerated:
 
     def __repr__(self) -> str:
         return f"accelerate({self._module!r})"
+
+    @property
+    def module(self) -> nn.Module:
+        """What runs as plans."""
+        return self._module
 
     def restore(self) -> nn.Module:
         """The module itself; plans and packed weights are dropped."""

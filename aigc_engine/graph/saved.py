@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import importlib
+import ast
 import json
 import math
 import operator
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, fx, nn
 
@@ -22,7 +23,31 @@ from aigc_engine.graph.capture import Capture, Source, signature_of
 from aigc_engine.graph.traced import Traced
 
 FORMAT = 1
+TORCH = ".".join(torch.__version__.split(".")[:2])  # a release's graphs hold for its patches and builds
 _MODULES = {"math": math, "operator": operator, "torch": torch}
+SIZES = {f"math.{name}" for name in ("ceil", "floor", "trunc")}
+SIZES |= {f"torch.sym_{name}" for name in ("float", "int", "ite", "max", "min", "not")}
+SIZES |= {f"operator.{name}" for name in ("add", "sub", "mul", "floordiv", "truediv", "mod", "pow", "neg")}
+SIZES |= {f"operator.{name}" for name in ("eq", "ne", "lt", "le", "gt", "ge", "and_", "or_", "getitem")}
+FILES = {"from_file"}  # reads and writes them
+ATTRIBUTES = {"size", "shape", "stride", "ndim", "ceil", "floor", "trunc", "sqrt"}
+ATTRIBUTES |= {name.removeprefix("torch.") for name in SIZES if name.startswith("torch.")}
+NAMES = {"L", "math", "torch", "max", "min", "abs", "int", "float"}
+ARITHMETIC = (
+    ast.Expression,
+    ast.BinOp,
+    ast.UnaryOp,
+    ast.BoolOp,
+    ast.Compare,
+    ast.IfExp,
+    ast.Constant,
+    ast.Subscript,
+    ast.expr_context,
+    ast.operator,
+    ast.unaryop,
+    ast.boolop,
+    ast.cmpop,
+)
 _TORCH_KINDS = (torch.dtype, torch.device, torch.memory_format, torch.layout)
 
 
@@ -32,7 +57,7 @@ def save(
     """Writes graphs that were fused; `options` are returned by `load`."""
     tensors: dict[str, Tensor] = {}
     graphs = [_graph(found, f"{index}.", tensors) for index, found in enumerate(captures)]
-    header = {"format": FORMAT, "torch": torch.__version__, "module": type(module).__name__}
+    header = {"format": FORMAT, "torch": TORCH, "module": type(module).__name__}
     text = json.dumps({**header, "options": dict(options), "graphs": graphs})
     part = Path(path).with_suffix(".part")
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part, {"aigc_engine": text})
@@ -43,8 +68,15 @@ def load(path: str | Path, module: nn.Module) -> tuple[list[Capture], dict[str, 
     """What `save` wrote, for a module of the same class whose tensors have the same shapes.
 
     Raises:
-        ValueError: another kind of file, other versions, or another module.
+        ValueError: another kind of file, a damaged one, other versions, or another module.
     """
+    try:
+        return _load(path, module)
+    except (SafetensorError, SyntaxError, LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"accelerate: saved {path} is damaged ({error!r}); save it again") from None
+
+
+def _load(path: str | Path, module: nn.Module) -> tuple[list[Capture], dict[str, Any]]:
     with safe_open(path, framework="pt") as file:
         text = (file.metadata() or {}).get("aigc_engine")
         if text is None:
@@ -52,7 +84,7 @@ def load(path: str | Path, module: nn.Module) -> tuple[list[Capture], dict[str, 
         found = json.loads(text)
         for name, wanted in (
             ("format", FORMAT),
-            ("torch", torch.__version__),
+            ("torch", TORCH),
             ("module", type(module).__name__),
         ):
             if found[name] != wanted:
@@ -90,7 +122,8 @@ def _capture(found: dict[str, Any], prefix: str, tensors: Mapping[str, Tensor], 
         nodes[name] = node
         if value is not None:
             dtype, shape, strides = value
-            node.meta["val"] = Traced(getattr(torch, dtype), tuple(shape), tuple(strides))
+            shape, strides = (tuple(map(_expression, sizes)) for sizes in (shape, strides))
+            node.meta["val"] = Traced(getattr(torch, dtype), shape, strides)
     sources = {
         nodes[name].name: Source(attribute, tensors.get(prefix + name))
         for name, attribute in found["sources"].items()
@@ -106,7 +139,7 @@ def _capture(found: dict[str, Any], prefix: str, tensors: Mapping[str, Tensor], 
     in_spec, out_spec = map(pytree.treespec_loads, found["specs"])
     ranges = {symbol: (low, high) for symbol, (low, high) in found["ranges"].items()}
     casts = {nodes[name].name: getattr(torch, dtype) for name, dtype in found["casts"].items()}
-    signature, guards = signature_of(module), found["guards"]
+    signature, guards = signature_of(module), list(map(_expression, found["guards"]))
     return Capture(graph, sources, inputs, taken, signature, in_spec, out_spec, ranges, guards, casts)
 
 
@@ -142,15 +175,40 @@ def _target(node: fx.Node) -> str:
 
 
 def _function(name: str) -> Any:
+    """The function of this name: one of ours, of aten's without side effects, or arithmetic on sizes.
+
+    A file names nothing else, so that reading and running it does no more than compute.
+    """
     if name.startswith("="):
         return name[1:]
     first, *rest = name.split(".")
-    if first == "ops":
+    if first == "ops" and len(rest) == 1 and isinstance(getattr(ops, rest[0], None), Op):
         return getattr(ops, rest[0])
-    found = _MODULES.get(first) or importlib.import_module(first)
-    for part in rest:
-        found = getattr(found, part)
-    return found
+    if name.startswith("torch.ops.aten.") and len(rest) == 4:
+        found = getattr(getattr(torch.ops.aten, rest[2], None), rest[3], None)
+        if isinstance(found, torch._ops.OpOverload) and not found._schema.is_mutable and rest[2] not in FILES:
+            return found
+    if name in SIZES:
+        return getattr(_MODULES[first], rest[0])
+    raise ValueError(f"accelerate: saved calls {name!r}, expected an op of ours or of aten's; save it again")
+
+
+def _expression(text: Any) -> Any:
+    """A size or a guard as `capture` writes them: it's evaluated, so arithmetic and nothing else."""
+    if not isinstance(text, str):
+        return text
+    for node in ast.walk(ast.parse(text, mode="eval")):
+        if isinstance(node, ast.Attribute):
+            allowed = node.attr in ATTRIBUTES
+        elif isinstance(node, ast.Name):
+            allowed = node.id in NAMES or re.fullmatch(r"[su]\d+", node.id) is not None
+        elif isinstance(node, ast.Call):
+            allowed = isinstance(node.func, (ast.Attribute, ast.Name)) and not node.keywords
+        else:
+            allowed = isinstance(node, ARITHMETIC)
+        if not allowed:
+            raise ValueError(f"accelerate: saved has {text!r}, expected arithmetic over sizes; save it again")
+    return text
 
 
 def _pack(value: Any) -> Any:

@@ -18,6 +18,7 @@ from torch import nn
 from tqdm import tqdm
 
 from aigc_engine import zoo
+from aigc_engine.diffusion.plans import keep_graph
 from aigc_engine.train.task import Task
 
 STATE_FILE = "training-state.pt"
@@ -99,6 +100,8 @@ def run(
         card={**task.card, "Recipe": task.recipe, "Seed": str(task.seed), "Steps": str(step)},
         metrics=metrics,
     )
+    with torch.random.fork_rng():  # a model is made to be loaded
+        keep_graph(zoo.load(out))
     (out / STATE_FILE).unlink(missing_ok=True)
     return Result(True, step, out, f"trained {task.recipe} for {step} steps; the model is in {out}")
 
