@@ -1,25 +1,29 @@
-"""What a user feels: 50 DDIM steps of the zoo's UNet, the engine against the same network in diffusers' loop.
+"""What a user feels: 50 DDIM steps, the engine against the same network in diffusers' loop.
 
-Their side is the plain module (every op on its PyTorch reference) in the loop of a diffusers pipeline, from
-the same starting noise, without guidance and with it.
+The zoo's UNet: their side is the plain module (every op on its PyTorch reference) in the loop of a diffusers
+pipeline, from the same starting noise, without guidance and with it. DDPM's UNet of CIFAR-10: their side is
+diffusers' own pipeline, ours is `sample` with the module accelerated.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from aigc_engine import baselines, ops, zoo
+from aigc_engine import accelerate, baselines, native, ops, sample, zoo
 from aigc_engine.load import sampler_of
 from bench.case import Case, Work, require
 from bench.check import max_difference
+from bench.networks import build
 
 NAME, STEPS = "digits-diffusion", 50
 BOUND = 1e-4
+BFLOAT16_BOUND = 1.5  # times eager's own error
 
 
 def cases() -> Iterator[Case]:
@@ -27,6 +31,11 @@ def cases() -> Iterator[Case]:
         name = f"ddim{STEPS}-{n}-guidance{guidance:g}"
         against = "plain module in diffusers' DDIM loop"
         yield Case("diffusion", name, against, partial(_work, n, guidance, name), target, seconds=20.0)
+    for dtype in (torch.bfloat16, torch.float32):
+        name = f"ddim{STEPS}-cifar10-{str(dtype).removeprefix('torch.')}"
+        target = 2.5 if dtype == torch.bfloat16 and native.products()[0] else None  # promised with tiles
+        work = partial(_pipeline_work, dtype, name)
+        yield Case("diffusion", name, "diffusers' DDIMPipeline, eager", work, target, seconds=30.0)
 
 
 def _work(n: int, guidance: float, name: str) -> Work:
@@ -83,5 +92,51 @@ def _diffusers_loop(checkpoint: zoo.Checkpoint, labels: list[int], guidance: flo
                 out = uncond + guidance * (cond - uncond)
             x = scheduler.step(out, t, x, eta=0.0, return_dict=False)[0]
         return x.clamp(-1, 1)
+
+    return run
+
+
+class _Denoiser(nn.Module):
+    """A UNet of diffusers as `sample` calls it."""
+
+    def __init__(self, unet: nn.Module) -> None:
+        super().__init__()
+        self.unet = unet
+
+    def forward(self, x: Tensor, t: Tensor, cond: None) -> Tensor:
+        return self.unet(x, t, return_dict=False)[0]
+
+
+def _pipeline_work(dtype: torch.dtype, name: str) -> Work:
+    unet, _, _ = build("ddpm_cifar10_batch_1", dtype)
+    fast = accelerate(_Denoiser(unet).eval())
+    theirs, truth = _pipeline(unet), _pipeline(copy.deepcopy(unet).float())
+
+    def ours() -> Tensor:
+        drawn = torch.Generator().manual_seed(0)
+        x = sample(fast, (1, 3, 32, 32), solver="ddim", steps=STEPS, spacing="leading", generator=drawn)
+        return (x / 2 + 0.5).clamp(0, 1)
+
+    def verify() -> float:
+        got, eager = ours(), theirs()
+        if dtype == torch.float32:
+            return require(name, max_difference(got, eager), BOUND)
+        exact = truth()
+        require(name, (got - exact).norm().item(), BFLOAT16_BOUND * (eager - exact).norm().item())
+        return max_difference(got, eager)
+
+    return Work(ours, theirs, verify, items=1, unit="images")
+
+
+def _pipeline(unet: nn.Module) -> Callable[[], Tensor]:
+    from diffusers import DDIMPipeline, DDIMScheduler
+
+    pipe = DDIMPipeline(unet.to(memory_format=torch.channels_last), DDIMScheduler(clip_sample=False))
+    pipe.set_progress_bar_config(disable=True)
+
+    def run() -> Tensor:
+        drawn = torch.Generator().manual_seed(0)
+        images = pipe(generator=drawn, num_inference_steps=STEPS, output_type="np").images
+        return torch.from_numpy(images).permute(0, 3, 1, 2)
 
     return run

@@ -1,68 +1,96 @@
-"""Whole networks: `accelerate` against the same module called as it is, channels-last, in the same dtype."""
+"""Whole networks: `accelerate` against the same module called as it is, channels-last, in the same dtype.
+
+The group `peers` runs them against what others make of the module: torch.compile and OpenVINO.
+"""
 
 from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from aigc_engine import accelerate
 from bench.case import Case, Mismatch, Work
 from bench.networks import NETWORKS, build
+from bench.rivals import PEERS, Rival
 
 FLOAT32_BOUND = 1e-4  # of the result's norm
 BFLOAT16_BOUND = 1.5  # times eager's own error
+RIVAL_BOUND = {torch.float32: 1e-3, torch.bfloat16: 0.1}  # of the norm: theirs does the same job
+
+
+EAGER = "eager module, channels-last"
 
 
 def cases() -> Iterator[Case]:
+    yield from _cases("network", {EAGER: _eager})
+
+
+def peer_cases() -> Iterator[Case]:
+    yield from _cases("peers", PEERS)
+
+
+def _cases(group: str, rivals: dict[str, Rival]) -> Iterator[Case]:
     for dtype in (torch.bfloat16, torch.float32):
-        family = f"network-{str(dtype).removeprefix('torch.')}"
+        kind = str(dtype).removeprefix("torch.")
         for name in NETWORKS:
-            case = f"{name}-{family.removeprefix('network-')}"
-            work = partial(_work, name, dtype, case)
-            yield Case("network", case, "eager module, channels-last", work, seconds=10.0, family=family)
+            for against, rival in rivals.items():
+                case = f"{name}-{kind}" if group == "network" else f"{name}-{kind}-{against}"
+                family = f"{group}-{kind}" if group == "network" else f"{against}-{kind}"
+                work = partial(_work, name, dtype, case, rival)
+                yield Case(group, case, against, work, seconds=10.0, family=family)
 
 
-def _work(name: str, dtype: torch.dtype, case: str) -> Work:
-    model, args, kwargs = build(name, dtype)
-    model = model.to(memory_format=torch.channels_last)
+def _eager(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[], Any]:
+    """The module as it is."""
     arranged = [_channels_last(value) for value in args]
-    ours = accelerate(model)
-    with FlopCounterMode(display=False) as counted, torch.no_grad():
-        model(*arranged, **kwargs)
 
-    def run_theirs() -> Any:
+    def run() -> Any:
         with torch.no_grad():
             return model(*arranged, **kwargs)
+
+    return run
+
+
+def _work(name: str, dtype: torch.dtype, case: str, rival: Rival) -> Work:
+    model, args, kwargs = build(name, dtype)
+    model = model.to(memory_format=torch.channels_last)
+    ours, eager = accelerate(model), _eager(model, args, kwargs)
+    theirs = eager if rival is _eager else rival(model, args, kwargs)
+    with FlopCounterMode(display=False) as counted:
+        eager()
 
     def verify() -> float:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # nodes that are left to torch, at the first call
             got = _result(ours(*args, **kwargs))
-        eager = _result(run_theirs())
+        wanted = _result(eager())
         if dtype == torch.float32:
-            error, bound = _distance(got, eager), FLOAT32_BOUND
+            error, bound = _distance(got, wanted), FLOAT32_BOUND
         else:
             wide_args, wide_kwargs = pytree.tree_map(_float32, (args, kwargs))
             with torch.no_grad():
                 truth = _result(copy.deepcopy(model).float()(*wide_args, **wide_kwargs))
-            error, bound = _distance(got, truth), BFLOAT16_BOUND * _distance(eager, truth)
+            error, bound = _distance(got, truth), BFLOAT16_BOUND * _distance(wanted, truth)
         if not error <= bound:
             raise Mismatch(f"{case}: error {error:.2e} of the norm, expected at most {bound:.2e}; not timed")
-        return (got.double() - eager.double()).abs().max().item()
+        difference = _distance(_result(theirs()), wanted)
+        if not difference <= RIVAL_BOUND[dtype]:
+            raise Mismatch(f"{case}: theirs is {difference:.2e} of the norm from eager; not timed")
+        return (got.double() - wanted.double()).abs().max().item()
 
     flops = float(counted.get_total_flops())
     weights = sum(value.numel() * value.element_size() for value in model.parameters())
     return Work(
         partial(ours, *args, **kwargs),
-        run_theirs,
+        theirs,
         verify,
         flops=flops,
         bytes=float(weights),
