@@ -32,6 +32,9 @@ def accelerate(
     of memory. Weights that are changed in place, loaded or replaced are noticed at the next call. Several
     threads may call at once.
 
+    What doesn't follow from the first tensor among the arguments is computed anew only when those that it
+    follows from have changed. `sample` runs an accelerated denoiser's steps without Python.
+
     Code that treats a batch of one differently from larger ones is run as for larger ones.
 
     Of a diffusers pipeline, each network's forward is replaced, in place. Networks that can't be captured
