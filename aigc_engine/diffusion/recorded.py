@@ -47,21 +47,22 @@ class Recorded:
         rows = self._table.active[k]
         return self._outputs[rows][k % 2].split(rows)
 
-    def arguments(self, k: int) -> tuple[Tensor, Tensor]:
-        """x and t of evaluation k; x's values are those of the start."""
-        rows = self._table.active[k]
-        x = torch.cat([self._buffers[0, :rows]] * self._copies).to(self._dtype)
-        return x, torch.cat([self._table.timesteps[k, :rows]] * self._copies)
+    def image(self, rows: int) -> Tensor:
+        """What the denoiser gets as x at the start, for this number of rows."""
+        return torch.cat([self._buffers[0, :rows]] * self._copies).to(self._dtype)
 
-    def add(self, rows: int, held: Held, x: Tensor, t: Tensor) -> bool:
+    def times(self, rows: int) -> Tensor:
+        """What it gets as t at each evaluation of this number of rows, (E, n)."""
+        evaluations = [k for k, active in enumerate(self._table.active) if active == rows]
+        return torch.cat([self._table.timesteps[evaluations, :rows]] * self._copies, dim=1)
+
+    def add(self, rows: int, held: Held, x: Tensor, t: Tensor, times: Tensor) -> bool:
         """Takes the plan for this number of rows, in which x and t are arguments; False if it can't."""
         target, result = held.plan.inputs[held.place(x)], _only_result(held, x)
         if target is None or result is None or not copies_natively(x, target):
             return False
         if self._dtype not in (torch.float32, target.dtype):
             return False  # rounded twice
-        evaluations = [k for k, active in enumerate(self._table.active) if active == rows]
-        times = torch.stack([self.arguments(k)[1] for k in evaluations])
         known, network = _split(held, held.place(t), times)
         recordings = [step.recording for step in network if isinstance(step, Native)]
         schedules = [_schedule(place, values) for place, values in known]
@@ -73,7 +74,7 @@ class Recorded:
         self._kept.append(schedules)
         self.native.add(
             rows,
-            evaluations[0],
+            self._table.active.index(rows),
             [found.addresses for found in schedules if found is not None],
             [_copies([(state[:rows], part) for part in parts]) for state in self._buffers],
             recordings,
@@ -173,8 +174,9 @@ def _recorded(
         return None
     found = Recorded(table, buffers, dtype)
     for rows in dict.fromkeys(table.active):
-        x, t = found.arguments(table.active.index(rows))
+        x, times = found.image(rows), found.times(rows)
+        t = times[0]
         held = plans.enter_context(denoiser.held(x, t, conditions.rows(rows)))
-        if not found.add(rows, held, x, t):
+        if not found.add(rows, held, x, t, times):
             return None
     return found

@@ -60,6 +60,8 @@ class Held:
         found = needs(self.capture)
         nodes = [node for node in self.plan.held if place in (found[node] or ())]
         targets = [self.plan.held[node] for node in nodes]
+        if any(target.shape[:1] != values.shape[1:] for target in targets):
+            return None
         if len(values) * sum(target.nbytes for target in targets) > MOST_BYTES:
             return None
         leaves = self._repeated(place, values, nodes)

@@ -118,9 +118,8 @@ class Result:
 
 
 def _same_bits(a: Tensor, b: Tensor) -> bool:
-    b = b.to(a.dtype)
-    bits = _BITS[a.element_size()]
-    return torch.equal(a.view(bits), b.view(bits))
+    bits = _BITS.get(a.element_size())
+    return bits is not None and torch.equal(a.view(bits), b.to(a.dtype).view(bits))
 
 
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
