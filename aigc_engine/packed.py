@@ -74,6 +74,22 @@ class PackedWeight:
         matrices = (g @ self.source.double() @ g.T).float().permute(2, 3, 0, 1).flatten(0, 1)
         return torch.cat([pack_rows(matrix, self.product) for matrix in matrices])
 
+    @functools.cached_property
+    def by_taps(self) -> Tensor:
+        """Of a transposed convolution: each tap's matrix, as for a stride of the kernel's size.
+
+        That is all there is of a single pixel, whatever the stride; made when first needed.
+        """
+        from aigc_engine.native.packing import pack_rows
+
+        matrices = self.source.permute(2, 3, 1, 0).flatten(0, 1)
+        return torch.cat([pack_rows(matrix, self.product) for matrix in matrices])
+
+    @property
+    def packs_again(self) -> bool:
+        """Whether the plain weight may be read later, to be laid out in another way."""
+        return self.kind == "conv_transpose2d" or (self.kind == "conv2d" and self.product == "float32")
+
     def renewed(self, new: PackedWeight) -> PackedWeight:
         """`new`, a weight of the same layout, with its tiles written to where this one's are."""
         kept: dict[str, Any] = {}
@@ -81,8 +97,9 @@ class PackedWeight:
             mine, other = getattr(self, name), getattr(new, name)
             kept[name] = None if mine is None or other is None else mine.copy_(other)
         renewed = dataclasses.replace(new, **kept)
-        if "winograd" in self.__dict__:
-            renewed.__dict__["winograd"] = self.winograd.copy_(new.winograd)
+        for name in ("winograd", "by_taps"):
+            if name in self.__dict__:
+                renewed.__dict__[name] = self.__dict__[name].copy_(getattr(new, name))
         return renewed
 
     def __repr__(self) -> str:

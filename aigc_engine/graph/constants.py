@@ -26,9 +26,6 @@ PACKS: Mapping[str, tuple[Callable[..., PackedWeight], tuple[str, ...]]] = {
 }
 
 
-WINOGRAD = ("conv2d", "float32")  # packs the plain weight once more when it's first needed
-
-
 @dataclasses.dataclass
 class _Seen:
     """A tensor of the module's as plans know it."""
@@ -81,7 +78,7 @@ class Constants:
 
     def _slim(self, node: fx.Node, weight: PackedWeight) -> PackedWeight:
         """Without the plain weight where that was computed for this and the kernels never read it."""
-        if node.op == "placeholder" or weight.data is None or (weight.kind, weight.product) == WINOGRAD:
+        if node.op == "placeholder" or weight.data is None or weight.packs_again:
             return weight
         stub = torch.empty(1, dtype=weight.dtype).expand(weight.shape)
         return dataclasses.replace(weight, source=stub, version=version_of(stub))

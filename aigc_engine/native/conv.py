@@ -185,7 +185,11 @@ def conv_transpose2d(
     out = _pixels(x, x.shape[0], weight.shape[1], *size)
     if out.numel():
         e, _kept = _epilogue(out, bias, act, slope, residual=residual)
-        _transposed(as_pixels(x), weight, tuple(weight.shape[2:]), weight.stride, pair(padding), size, e)
+        taps, strides = tuple(weight.shape[2:]), weight.stride
+        if tuple(x.shape[2:]) == (1, 1):  # each output is one tap's, and else one of many that are outside
+            _transposed(as_pixels(x), weight, weight.by_taps, taps, taps, pair(padding), size, e)
+        else:
+            _transposed(as_pixels(x), weight, weight.data, taps, strides, pair(padding), size, e)
     return out
 
 
@@ -208,21 +212,27 @@ def conv_transpose1d(
     if out.numel():
         residual = None if residual is None else residual[:, :, None]
         e, _kept = _epilogue(out, bias, act, slope, residual=residual)
-        _transposed(as_pixels(x[:, :, None]), weight, taps, (1, stride), (0, padding), size, e)
+        pixels = as_pixels(x[:, :, None])
+        _transposed(pixels, weight, weight.data, taps, (1, stride), (0, padding), size, e)
     return out[:, :, 0]
 
 
 def _transposed(
     x: Tensor,
     weight: PackedWeight,
+    tiles: Tensor | None,
     taps: tuple[int, ...],
     strides: tuple[int, ...],
     pads: tuple[int, int],
     size: tuple[int, int],
     e: Any,
 ) -> None:
-    """A transposed convolution of x (B, C, H, W) as an ordinary one for each remainder of the stride."""
-    assert weight.data is not None
+    """A transposed convolution of x (B, C, H, W) as an ordinary one for each remainder of the stride.
+
+    Args:
+        tiles: the weight's, packed for these strides.
+    """
+    assert tiles is not None
     offsets = _phase_offsets(weight, taps, strides)
     for y in range(min(strides[0], size[0])):
         for z in range(min(strides[1], size[1])):
@@ -234,7 +244,7 @@ def _transposed(
             reach = [len(taps_of(k, s, r)) or 1 for k, s, r in zip(taps, strides, remainder, strict=True)]
             _native.conv(
                 inputs=[_input(x)],
-                weight=weight.data.data_ptr() + offsets[remainder[0] * strides[1] + remainder[1]],
+                weight=tiles.data_ptr() + offsets[remainder[0] * strides[1] + remainder[1]],
                 size=(x.shape[0], *x.shape[2:]),
                 out_size=(-(-(size[0] - y) // strides[0]), -(-(size[1] - z) // strides[1])),
                 taps=reach,

@@ -145,6 +145,9 @@ def _samples(dtype: torch.dtype, device: str) -> Iterator[Sample]:
         "contiguous", (nhwc(2, 32, 4, 4).contiguous(), packed(32, 8, 4, 4, 2)), {"stride": 2}, batch_axis=0
     )
     yield Sample("one_pixel", (nhwc(3, 100, 1, 1), packed(100, 32, 4, 4, 1)), batch_axis=0)
+    cut = {"stride": (2, 3), "padding": (1, 0), "output_padding": (0, 2), "act": "silu"}
+    cut |= {"residual": nhwc(2, 20, 3, 6)}
+    yield Sample("one_pixel_cut", (nhwc(2, 40, 1, 1), packed(40, 20, 5, 4, (2, 3))), cut, batch_axis=0)
     yield Sample("empty", (nhwc(0, 8, 4, 4), packed(8, 8, 4, 4, 2)), {"stride": 2})
     whole = torch.randint(-4, 5, (2, 12, 5, 5), generator=g).to(device, dtype)
     integers = pack_conv_transpose2d(
