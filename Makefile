@@ -34,7 +34,7 @@ bench: $(VENV)/.built-dev
 
 # What the zoo's models are captured as, after a change of theirs or of how graphs are fused.
 graphs: $(VENV)/.built-dev
-	$(BIN)/python -c "from aigc_engine import zoo; from aigc_engine.diffusion.plans import keep_graph; \
+	$(BIN)/python -c "from aigc_engine import zoo; from aigc_engine.planned import keep_graph; \
 	  print(*filter(None, map(keep_graph, map(zoo.load, zoo.names()))), sep='\n')"
 
 # In a copy of the package, from which the tests and their subprocesses import: the checkout's own module isn't touched.

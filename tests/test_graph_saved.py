@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -16,8 +17,9 @@ from torch import Tensor, nn
 
 from aigc_engine import accelerate, zoo
 from aigc_engine.diffusion import DiffusionSampler
-from aigc_engine.diffusion.plans import GRAPH, keep_graph
-from aigc_engine.graph import Accelerated, saved
+from aigc_engine.graph import saved
+from aigc_engine.planned import GRAPH, keep_graph
+from aigc_engine.vae import VaeSampler
 
 pytestmark = pytest.mark.filterwarnings("ignore:accelerate. .* run through torch:RuntimeWarning")
 
@@ -159,17 +161,15 @@ def test_damaged_files_are_refused(path: Path) -> None:
         accelerate(Block().eval(), saved=path)
 
 
-def test_the_zoo_s_graphs_are_those_of_its_models(tmp_path: Path) -> None:
-    checkpoint = zoo.load("digits-diffusion")
-    fast = Accelerated(checkpoint.model, quiet=True)
-    config = checkpoint.config["config"]
-    x = torch.zeros(2, config["channels"], config["image_size"], config["image_size"])
-    fast(x, torch.zeros(2), torch.zeros(2, dtype=torch.long))
-    fast.save(tmp_path / GRAPH)
+@pytest.mark.parametrize("name", ["digits-diffusion", "digits-vae"])
+def test_the_zoo_s_graphs_are_those_of_its_models(name: str, tmp_path: Path) -> None:
+    checkpoint = zoo.load(name)
     if header(checkpoint.path / GRAPH)["torch"] != saved.TORCH:
         pytest.skip("kept for another release of torch")
-    assert header(checkpoint.path / GRAPH) == header(tmp_path / GRAPH), "run `make graphs`"
-    assert keep_graph(zoo.load("digits-vae")) is None
+    path = keep_graph(dataclasses.replace(checkpoint, path=tmp_path))
+    assert path is not None
+    assert header(checkpoint.path / GRAPH) == header(path), "run `make graphs`"
+    assert keep_graph(zoo.load("digits-gan")) is None
 
 
 def test_samplers_use_the_graph_beside_the_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,7 +180,7 @@ def test_samplers_use_the_graph_beside_the_weights(tmp_path: Path, monkeypatch: 
     images = sampler.sample(2, seed=4, label=[1, 2], steps=3)
     assert "62 nodes in" in sampler.explain()
     plain = DiffusionSampler(checkpoint.model, schedule="cosine", prediction="v", spacing="trailing")
-    assert plain.explain().startswith("calls of UNet run op by op: its model isn't accelerated; accelerate(")
+    assert plain.explain() == "calls of UNet run op by op: accelerate(model) makes plans"
     wanted = plain.sample(2, seed=4, label=[1, 2], steps=3, solver="ddim", guidance=1.5)
     torch.testing.assert_close(images, wanted, rtol=0, atol=1e-4)
     with torch.autocast("cpu"):
@@ -188,3 +188,18 @@ def test_samplers_use_the_graph_beside_the_weights(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(saved, "TORCH", "9.9")
     told = DiffusionSampler.from_checkpoint(checkpoint).explain()
     assert told.startswith("calls of UNet run op by op: accelerate: saved torch")
+
+
+def test_the_vae_decodes_as_a_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = zoo.load("digits-vae")
+    monkeypatch.setattr(torch.export, "export", None)
+    sampler = VaeSampler.from_checkpoint(checkpoint)
+    images = sampler.sample(3, seed=7)
+    assert sampler.explain().startswith("9 nodes in 1 segments, 0 left to torch")
+    for row in range(3):
+        assert torch.equal(sampler.sample(1, seed=7 + row)[0], images[row])
+    plain = VaeSampler(checkpoint.model, truncation=sampler.truncation)
+    assert plain.explain() == f"calls of Decoder run op by op: no {GRAPH} was loaded for it"
+    torch.testing.assert_close(images, plain.sample(3, seed=7), rtol=0, atol=1e-5)
+    sampler.model.out.bias.add_(100.0)
+    assert (sampler.sample(3, seed=7) > 0.9).all()  # white

@@ -13,7 +13,6 @@ from aigc_engine.diffusion.arguments import Generators
 from aigc_engine.diffusion.control import Callback, Event, Monitor
 from aigc_engine.diffusion.guidance import Conditions
 from aigc_engine.diffusion.loop import BUFFERS, Denoiser, Draw, Evaluator, Run
-from aigc_engine.diffusion.plans import planned
 from aigc_engine.diffusion.schedule import VP, Schedule, schedule_of
 from aigc_engine.diffusion.solver import Recipe, UpdateTable, update_table
 from aigc_engine.diffusion.spacing import Spacing, spacing_of
@@ -21,6 +20,7 @@ from aigc_engine.graph import Accelerated
 from aigc_engine.latents import count, integer, seed_rows
 from aigc_engine.models.unet import UNet
 from aigc_engine.ops import linear_update, philox_normal
+from aigc_engine.planned import Planned, planned
 from aigc_engine.zoo import Checkpoint
 
 HEUN_SIGMA_MAX = 80.0  # Karras et al. 2022, table 1
@@ -177,10 +177,10 @@ class DiffusionSampler:
         guidance: float = 1.0,
         spacing: str | Spacing | None = None,
     ) -> None:
-        self._plans = model if isinstance(model, Accelerated) else None
-        self._no_plans = "" if self._plans else "its model isn't accelerated; accelerate(model) first"
-        if isinstance(model, Accelerated):
-            model = model.module
+        self._network = Planned(
+            model, "" if isinstance(model, Accelerated) else "accelerate(model) makes plans"
+        )
+        model = self._network.module
         if not isinstance(model, UNet):
             raise TypeError(
                 f"DiffusionSampler: model {type(model).__name__}, expected a UNet; "
@@ -212,33 +212,18 @@ class DiffusionSampler:
         try:
             schedule = schedule_of(config["schedule"]["name"], config["schedule"]["timesteps"])
             defaults = {"prediction": config["prediction"], **config["sampling"]}
-            plans, reason = planned(checkpoint)
-            sampler = cls(plans or checkpoint.model, schedule=schedule, **defaults)
+            sampler = cls(checkpoint.model, schedule=schedule, **defaults)
         except (KeyError, TypeError) as error:
             raise ValueError(
                 f"load: config of {checkpoint.name!r} has no usable schedule, prediction and sampling "
                 f"({error}); use the config.json saved with these weights"
             ) from None
-        sampler._no_plans = reason
+        sampler._network = planned(checkpoint)
         return sampler
 
     def explain(self) -> str:
-        """How calls of the model run: as which plan, or why as they are."""
-        denoiser, reason = self._denoiser()
-        if not isinstance(denoiser, Accelerated):
-            return f"calls of {type(self.model).__name__} run op by op: {reason}"
-        return denoiser.explain() if denoiser.called else "plans, made at the first call"
-
-    def _denoiser(self) -> tuple[UNet | Accelerated, str]:
-        """Who computes, and why no plans do if they don't."""
-        device = next(self.model.parameters()).device
-        if self._plans is None:
-            return self.model, self._no_plans
-        if device.type != "cpu":
-            return self.model, f"it's on {device}, and plans are for the CPU"
-        if torch.is_autocast_enabled("cpu"):
-            return self.model, "inside torch.autocast"
-        return self._plans, ""
+        """How calls of the model run: as which plan, or why op by op."""
+        return self._network.explain()
 
     def sample(
         self,
@@ -287,7 +272,7 @@ class DiffusionSampler:
             rows = arguments.per_row("solver", solver, n)
             spacing = [self._usual_spacing(name) for name in rows]
         images = sample(
-            self._denoiser()[0],
+            self._network.chosen()[0],
             (n, *self.image_shape),
             solver=solver,
             steps=self.steps if steps is None else steps,

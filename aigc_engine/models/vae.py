@@ -107,3 +107,15 @@ class VAE(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Reconstruction of x (B, C, H, W) in [-1, 1], through the mean of its posterior."""
         return self.decode(self.encode(x)[0])
+
+
+class Decoder(nn.Module):
+    """A VAE's way from latents (B, latent) to images (B, C, H, W), as a module of its own."""
+
+    def __init__(self, vae: VAE) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, z: Tensor) -> Tensor:
+        """`VAE.decode`."""
+        return self.vae.decode(z)

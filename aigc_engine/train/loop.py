@@ -18,7 +18,7 @@ from torch import nn
 from tqdm import tqdm
 
 from aigc_engine import zoo
-from aigc_engine.diffusion.plans import keep_graph
+from aigc_engine.planned import keep_graph
 from aigc_engine.train.task import Task
 
 STATE_FILE = "training-state.pt"

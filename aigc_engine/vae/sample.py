@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from aigc_engine import latents
-from aigc_engine.models.vae import VAE
+from aigc_engine.models.vae import VAE, Decoder
+from aigc_engine.planned import Planned, planned
 from aigc_engine.zoo import Checkpoint
 
 
@@ -32,6 +33,7 @@ class VaeSampler:
                 f"VaeSampler: model {type(model).__name__}, expected a VAE; load one from the zoo"
             )
         self.model = model.eval()
+        self._decoder = Planned(Decoder(model).eval())
         self.latent_dim = model.config.latent
         self.num_classes = model.config.num_classes
         self.image_shape = (model.config.channels, model.config.image_size, model.config.image_size)
@@ -40,7 +42,13 @@ class VaeSampler:
     @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint) -> VaeSampler:
         """The sampler of a checkpoint of family "vae", with the defaults of its config's "sampling"."""
-        return cls(checkpoint.model, **checkpoint.config.get("sampling", {}))
+        sampler = cls(checkpoint.model, **checkpoint.config.get("sampling", {}))
+        sampler._decoder = planned(checkpoint)
+        return sampler
+
+    def explain(self) -> str:
+        """How latents are decoded: as which plan, or why op by op."""
+        return self._decoder.explain()
 
     @torch.inference_mode()
     def sample(
@@ -141,5 +149,5 @@ class VaeSampler:
         return torch.cat(parts)
 
     def _decode(self, name: str, z: Tensor, batch_size: int | None, progress: bool) -> Tensor:
-        parts = [self.model.decode(z[rows]) for rows in latents.batches(name, len(z), batch_size, progress)]
-        return torch.cat(parts)
+        decode, _ = self._decoder.chosen()
+        return torch.cat([decode(z[rows]) for rows in latents.batches(name, len(z), batch_size, progress)])
