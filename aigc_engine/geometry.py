@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+PANEL = 16  # columns of a packed weight that lie side by side (csrc/cpu/tile.h)
+
 
 def pair(value: int | Sequence[int]) -> tuple[int, int]:
     """One number for both axes, or one for each (rows, columns)."""

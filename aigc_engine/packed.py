@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from aigc_engine import capability
+from aigc_engine.joint import Joint, joined
 
 PRECISIONS = ("highest", "high", "medium")
-PANEL = 16  # columns (csrc/cpu/tile.h)
 _precision: ContextVar[str | None] = ContextVar("aigc_engine_precision", default=None)
 
 
@@ -85,10 +85,22 @@ class PackedWeight:
         matrices = self.source.permute(2, 3, 1, 0).flatten(0, 1)
         return torch.cat([pack_rows(matrix, self.product) for matrix in matrices])
 
+    @functools.cached_property
+    def _joined(self) -> dict[Joint, Tensor]:
+        return {}
+
+    def joined(self, joint: Joint) -> Tensor:
+        """Tiles for blocks of outputs, made when first needed."""
+        from aigc_engine.native.packing import pack_rows
+
+        if joint not in self._joined:
+            self._joined[joint] = pack_rows(joined(self.source, self.kind, joint), self.product)
+        return self._joined[joint]
+
     @property
     def packs_again(self) -> bool:
         """Whether the plain weight may be read later, to be laid out in another way."""
-        return self.kind == "conv_transpose2d" or (self.kind == "conv2d" and self.product == "float32")
+        return self.kind != "linear"
 
     def renewed(self, new: PackedWeight) -> PackedWeight:
         """`new`, a weight of the same layout, with its tiles written to where this one's are."""
@@ -100,6 +112,7 @@ class PackedWeight:
         for name in ("winograd", "by_taps"):
             if name in self.__dict__:
                 renewed.__dict__[name] = self.__dict__[name].copy_(getattr(new, name))
+        renewed._joined.update({joint: old.copy_(new.joined(joint)) for joint, old in self._joined.items()})
         return renewed
 
     def __repr__(self) -> str:

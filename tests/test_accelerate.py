@@ -156,14 +156,17 @@ def test_folded_and_merged_weights_follow_their_sources() -> None:
 
 
 def test_weights_that_are_laid_out_again_follow_too() -> None:
-    layers = nn.ConvTranspose2d(8, 16, 4, bias=False), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 16, 3)
-    model, x = randomised(nn.Sequential(*layers)), torch.randn(2, 8, 1, 1)  # by taps, and Winograd's
+    one = nn.ConvTranspose2d(8, 16, 4, bias=False)  # by taps
+    square, few = nn.Conv2d(16, 16, 3, padding=1), nn.Conv2d(16, 1, 3, padding=1)  # Winograd's, by blocks
+    model = randomised(nn.Sequential(one, nn.BatchNorm2d(16), nn.ReLU(), square, few))
+    x = torch.randn(2, 8, 1, 1)
     fast = accelerate(model, strict=True)
     close(fast(x), eager(model, x))
     with torch.no_grad():
         model[0].weight.mul_(-1.0)
         model[1].running_mean.add_(1.0)
         model[3].weight.mul_(2.0)
+        model[4].weight.mul_(-3.0)
     close(fast(x), eager(model, x))
 
 

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aigc_engine import _native
+from aigc_engine import _native, joint
 from aigc_engine.geometry import (
+    PANEL,
     ends_of,
     out_length,
     out_size,
@@ -19,11 +20,12 @@ from aigc_engine.geometry import (
     transposed_length,
     transposed_size,
 )
-from aigc_engine.native import threads
+from aigc_engine.joint import Joint
+from aigc_engine.native import pointwise, threads
 from aigc_engine.native.linear import epilogue
 from aigc_engine.native.memory import contiguous, empty
 from aigc_engine.native.packing import PRODUCT_CODES, packed_bytes
-from aigc_engine.packed import PANEL, PackedWeight
+from aigc_engine.packed import PackedWeight
 
 
 def as_pixels(x: Tensor) -> Tensor:
@@ -103,9 +105,13 @@ def conv2d(
     out = _pixels(x, B, weight.shape[0], *size)
     if not out.numel():
         return out
-    e, _kept = _epilogue(out, bias, act, slope, channel_bias=channel_bias, residual=residual)
     inputs = [as_pixels(x), *([] if concat is None else [as_pixels(concat)])]
     plain = strides == dilations == (1, 1) and groups == 1
+    if plain and residual is None and concat is None and upsample == 1:
+        blocks = joint.of_conv(taps, (pads[2], pads[0]), size, weight.shape[0])
+        if blocks is not None:
+            return _by_blocks(inputs[0], weight, blocks, out, bias, act, slope, channel_bias)
+    e, _kept = _epilogue(out, bias, act, slope, channel_bias=channel_bias, residual=residual)
     winograd = plain and saves_products(weight, size, pads, [value.shape[1] for value in inputs])
     kernel, tiles = (_native.winograd, weight.winograd) if winograd else (_native.conv, weight.data)
     kernel(
@@ -124,6 +130,47 @@ def conv2d(
         epilogue=e,
         threads=threads(),
     )
+    return out
+
+
+def _by_blocks(
+    x: Tensor,
+    weight: PackedWeight,
+    blocks: Joint,
+    out: Tensor,
+    bias: Tensor | None,
+    act: str,
+    slope: float,
+    channel_bias: Tensor | None = None,
+) -> Tensor:
+    """Few channels, a block of outputs at a time, which is then spread over its pixels."""
+    (B, C, H, W), (height, width) = out.shape, blocks.block
+    columns, size = height * width * C, (H // height, W // width)
+    sums = _pixels(x, B, columns, *size)
+    if bias is not None:
+        bias = contiguous(bias.expand(height * width, C)).flatten()
+    if channel_bias is not None:
+        channel_bias = contiguous(channel_bias[:, None].expand(B, height * width, C)).flatten(1)
+    e, _kept = _epilogue(sums, bias, act, slope, channel_bias=channel_bias)
+    _native.conv(
+        inputs=[_input(x)],
+        weight=weight.joined(blocks).data_ptr(),
+        size=(B, *x.shape[2:]),
+        out_size=size,
+        taps=(blocks.rows.taps, blocks.columns.taps),
+        stride=(blocks.rows.stride, blocks.columns.stride),
+        dilation=(1, 1),
+        padding=(blocks.rows.padding, blocks.columns.padding),
+        upsample=1,
+        groups=1,
+        place=(0, size[0] * size[1], size[1], 1),
+        product=PRODUCT_CODES[weight.product],
+        epilogue=e,
+        threads=threads(),
+    )
+    source = sums.permute(0, 2, 3, 1).view(B, *size, height, width, C)
+    target = out.permute(0, 2, 3, 1).view(B, size[0], height, size[1], width, C).transpose(2, 3)
+    pointwise.run([], target, source)
     return out
 
 
@@ -146,9 +193,13 @@ def conv1d(
     out = _pixels(x, B, weight.shape[0], 1, length)
     if not out.numel():
         return out[:, :, 0]
+    row = as_pixels(x[:, :, None])
+    if stride == dilation == groups == 1 and residual is None:
+        blocks = joint.of_conv((1, taps), (0, ends_of(padding)[0]), (1, length), weight.shape[0])
+        if blocks is not None:
+            return _by_blocks(row, weight, blocks, out, bias, act, slope)[:, :, 0]
     residual = None if residual is None else residual[:, :, None]
     e, _kept = _epilogue(out, bias, act, slope, residual=residual)
-    row = as_pixels(x[:, :, None])
     _native.conv(
         inputs=[_input(row)],
         weight=weight.data.data_ptr(),
@@ -184,8 +235,11 @@ def conv_transpose2d(
     size = transposed_size(x.shape[2:], weight.shape[2:], stride, padding, output_padding)
     out = _pixels(x, x.shape[0], weight.shape[1], *size)
     if out.numel():
-        e, _kept = _epilogue(out, bias, act, slope, residual=residual)
         taps, strides = tuple(weight.shape[2:]), weight.stride
+        blocks = joint.of_transposed(taps, strides, pair(padding), size, weight.shape[1])
+        if blocks is not None and residual is None:
+            return _by_blocks(as_pixels(x), weight, blocks, out, bias, act, slope)
+        e, _kept = _epilogue(out, bias, act, slope, residual=residual)
         if tuple(x.shape[2:]) == (1, 1):  # each output is one tap's, and else one of many that are outside
             _transposed(as_pixels(x), weight, weight.by_taps, taps, taps, pair(padding), size, e)
         else:

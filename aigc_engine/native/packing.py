@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from aigc_engine import _native
+from aigc_engine.geometry import PANEL
 from aigc_engine.native import DTYPE_CODES, on_huge_pages, threads
-from aigc_engine.packed import PANEL
 
 # csrc/cpu/args.h: enum class Product; and csrc/cpu/product.h: depth and bytes of a right tile
 PRODUCT_CODES = {"float32": 0, "bfloat16": 1, "split": 2, "int8": 3}

@@ -222,6 +222,11 @@ def _samples(dtype: torch.dtype, device: str) -> Iterator[Sample]:
     both = {"concat": nhwc(2, 32, 7, 9), "padding": 1}
     yield Sample("lines_concat", (nhwc(2, 32, 7, 9), packed(33, 64, 3, 3), randn(33)), both, batch_axis=0)
     yield Sample("lines_1x1", (nhwc(2, 96, 5, 9), packed(40, 96, 1, 1), randn(40)), batch_axis=0)
+    few = {"padding": 1, "act": "tanh", "channel_bias": randn(2, 1)}
+    yield Sample("few_1", (nhwc(2, 16, 8, 12), packed(1, 16, 3, 3), randn(1)), few, batch_axis=0)
+    yield Sample("few_3", (nhwc(2, 33, 6, 10), packed(3, 33, 5, 3)), {"padding": (2, 1)}, batch_axis=0)
+    cut = {"padding": (0, 3, 2, 1), "act": "silu"}
+    yield Sample("few_4", (nhwc(2, 32, 7, 9), packed(4, 32, 3, 3), randn(4)), cut, batch_axis=0)
     yield Sample("empty", (nhwc(0, 8, 6, 6), packed(8, 8, 3, 3)))
     whole = torch.randint(-4, 5, (2, 12, 7, 7), generator=g).to(device, dtype)
     weight = pack_conv2d(torch.randint(-1, 2, (6, 12, 3, 3), generator=g).to(device, dtype))

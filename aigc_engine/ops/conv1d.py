@@ -103,6 +103,8 @@ def _samples(dtype: torch.dtype, device: str) -> Iterator[Sample]:
     yield Sample(
         "residual", (randn(2, 30, 40).transpose(1, 2), packed(40, 40, 7), randn(40)), rest, batch_axis=0
     )
+    few = {"padding": 3, "act": "tanh"}
+    yield Sample("few", (randn(2, 32, 48), packed(1, 32, 7), randn(1)), few, batch_axis=0)
     yield Sample("empty", (randn(0, 8, 9), packed(8, 8, 3)))
     vocoder = {"padding": 5, "act": "leaky_relu", "slope": 0.1}
     yield Sample(

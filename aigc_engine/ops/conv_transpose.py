@@ -144,6 +144,15 @@ def _samples(dtype: torch.dtype, device: str) -> Iterator[Sample]:
     yield Sample(
         "contiguous", (nhwc(2, 32, 4, 4).contiguous(), packed(32, 8, 4, 4, 2)), {"stride": 2}, batch_axis=0
     )
+    for out, taps, stride, padding, more in (
+        (1, 6, 4, 1, 0),
+        (3, 4, 2, 1, 0),
+        (4, 3, 2, 1, 1),
+        (3, 5, 2, 2, 1),
+    ):
+        few = {"stride": stride, "padding": padding, "output_padding": more, "act": "tanh"}
+        weight = packed(32, out, taps, taps, stride)
+        yield Sample(f"few_{out}_{taps}", (nhwc(2, 32, 4, 5), weight, vector(out)), few, batch_axis=0)
     yield Sample("one_pixel", (nhwc(3, 100, 1, 1), packed(100, 32, 4, 4, 1)), batch_axis=0)
     cut = {"stride": (2, 3), "padding": (1, 0), "output_padding": (0, 2), "act": "silu"}
     cut |= {"residual": nhwc(2, 20, 3, 6)}

@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from aigc_engine import capability
+from aigc_engine.geometry import PANEL
 from aigc_engine.ops import int8
-from aigc_engine.packed import PANEL, PackedWeight, product_of, tensor_of, version_of
+from aigc_engine.packed import PackedWeight, product_of, tensor_of, version_of
 
 QUANTIZED = ("int8",)
 
