@@ -26,6 +26,7 @@ from aigc_engine.graph.fuse import cast_sources, fuse
 from aigc_engine.graph.held import Held
 from aigc_engine.graph.plan import Plan
 from aigc_engine.graph.profile import Profile
+from aigc_engine.graph.structure import Structure
 from aigc_engine.packed import use_precision
 
 NUMBERS = {int: torch.int64, float: torch.float64}
@@ -77,32 +78,55 @@ class Accelerated:
         self._precision = precision
         self._strict = strict
         self._patient = patient
-        self._forward = module.forward
-        self._patched = module.__dict__.get("forward")  # someone else's forward of this very module
-        self._signature = self.__signature__ = inspect.signature(module.forward)
+        self._patched = _own_forward(module)
+        with self._bare():
+            self._forward = module.forward
+        self._signature = self.__signature__ = inspect.signature(self._forward)
         self._lock = threading.RLock()
         self._numbers_fixed = False
         self._warned = quiet
         self._refused = ""
         self._drop()
 
+    @classmethod
+    def shared(
+        cls, module: nn.Module, dtype: torch.dtype | None, precision: str | None, strict: bool
+    ) -> Accelerated:
+        """Of a pipeline's network: what another pipeline installed with these options, or a new one."""
+        found = module.__dict__.get("forward")
+        if isinstance(found, cls) and (found._dtype, found._precision, found._strict) == (
+            dtype,
+            precision,
+            strict,
+        ):
+            return found
+        return cls(module, dtype, precision, strict, patient=True)
+
     def install(self) -> None:
         """From now on the module itself runs as plans."""
         self._module.__dict__["forward"] = self
 
-    def _uninstall(self) -> bool:
-        """Gives the module its own forward back; whether it had ours."""
-        if self._module.__dict__.get("forward") is not self:
-            return False
-        del self._module.__dict__["forward"]
+    @contextmanager
+    def _bare(self) -> Iterator[None]:
+        """The module with its own forward, which is the method that torch.export wants."""
+        installed = self._module.__dict__.get("forward")
+        self._uninstall()
+        try:
+            yield
+        finally:
+            if installed is not None:
+                self._module.__dict__["forward"] = installed
+
+    def _uninstall(self) -> None:
+        self._module.__dict__.pop("forward", None)
         if self._patched is not None:
             self._module.__dict__["forward"] = self._patched
-        return True
 
     def _drop(self) -> None:
         self._graphs: list[_Graph] = []
         self._shapes: OrderedDict[Any, _Shape] = OrderedDict()
         self._latest: Plan | None = None
+        self._structure: Structure | None = None  # as it was at the latest capture
 
     def __getattr__(self, name: str) -> Any:
         if name == "_module":
@@ -121,7 +145,8 @@ class Accelerated:
         """The module itself; plans and packed weights are dropped."""
         with self._lock:
             self._drop()
-        self._uninstall()
+        if self._module.__dict__.get("forward") is self:
+            self._uninstall()
         return self._module
 
     @property
@@ -158,6 +183,7 @@ class Accelerated:
             )
         self._numbers_fixed = options["numbers_fixed"]
         self._graphs = [_Graph(found, Constants(self._module, found)) for found in captures]
+        self._structure = Structure(self._module)
 
     def profile(self, *args: Any, **kwargs: Any) -> Profile:
         """Runs one call, after another that warms up, and says how long each node took."""
@@ -246,7 +272,9 @@ class Accelerated:
             shape.free.append(plan)
 
     def _follow(self) -> None:
-        """Follows changes of the module's tensors."""
+        """Follows changes of the module's tensors; after other changes graphs are captured again."""
+        if self._structure is not None and not self._structure.holds():
+            self._drop()
         if all(graph.constants.refresh() for graph in self._graphs):
             return
         self._shapes.clear()  # a tensor was replaced: plans have its old address
@@ -311,13 +339,9 @@ class Accelerated:
     def _captured(self, given: Sequence[Any], spec: pytree.TreeSpec, *, fixed: bool) -> _Shape:
         """The same from a new graph, whose sizes are fixed or not."""
         self._check_module()
-        installed = self._uninstall()  # torch.export wants a method
-        try:
+        with self._bare():
             module = self._module if self._dtype is None else skeleton(self._module, self._dtype)
             found = capture(module, self._prepared(given), spec, fixed=fixed)
-        finally:
-            if installed:
-                self.install()
         constants = Constants(self._module, found)
         if self._dtype is not None:
             cast_sources(found, constants)
@@ -331,6 +355,7 @@ class Accelerated:
                 f"accelerate: {name}'s code takes another way for these sizes than for others"
             )
         self._graphs.append(graph)
+        self._structure = Structure(self._module)
         return shape
 
     def _planned(self, graph: _Graph, given: Sequence[Any], spec: pytree.TreeSpec) -> _Shape | None:
@@ -380,6 +405,12 @@ class Accelerated:
                 stacklevel=9,
             )
         return plan
+
+
+def _own_forward(module: nn.Module) -> Any:
+    """A forward that this very module was given by someone else, beneath ours."""
+    found = module.__dict__.get("forward")
+    return found._patched if isinstance(found, Accelerated) else found
 
 
 def _argument(leaves: Sequence[Any], spec: pytree.TreeSpec, index: int) -> str:

@@ -37,8 +37,8 @@ def accelerate(
 
     Code that treats a batch of one differently from larger ones is run as for larger ones.
 
-    Of a diffusers pipeline, each network's forward is replaced, in place. Networks that can't be captured
-    then run as they are, with a warning.
+    Of a diffusers pipeline, each network's forward is replaced, in place, once for all pipelines that share
+    it. Networks that can't be captured then run as they are, with a warning.
 
     Args:
         obj: an nn.Module in eval mode, on the CPU, without data-dependent control flow, which is left as it
@@ -87,7 +87,7 @@ def accelerate(
         _check_eval(module)
     return AcceleratedPipeline(
         obj,
-        {name: Accelerated(module, dtype, precision, strict, patient=True) for name, module in found.items()},
+        {name: Accelerated.shared(module, dtype, precision, strict) for name, module in found.items()},
     )
 
 

@@ -1,0 +1,77 @@
+"""What a capture takes from its module beside tensors: which submodules there are, and their options.
+
+Adapters and attention processors are put in while a module is in use, and a scale is a Python number that the
+graph holds. None of that is in a tensor, so it's compared before each call: about 0.3 us for a module.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.Size)
+CONTAINERS = (list, tuple, set, frozenset)
+OF_TORCH = "torch.nn."  # whose layers' options nobody changes
+NO_OPTIONS = frozenset(vars(nn.Module())) | {"forward"}
+
+
+class Structure:
+    """A module's submodules and options as they are now."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._children: list[tuple[Mapping[str, Any], Mapping[str, Any]]] = []
+        self._options: list[tuple[Mapping[str, Any], int, Callable[..., Any], Any]] = []
+        for part in module.modules():
+            hooks = (part._forward_hooks, part._forward_pre_hooks)
+            self._children += [(found, dict(found)) for found in (part._modules, *hooks)]
+            options = {} if type(part).__module__.startswith(OF_TORCH) else _options(part)
+            if options:
+                read = operator.itemgetter("training", *options)
+                self._options.append(
+                    (vars(part), _count(vars(part)), read, (part.training, *options.values()))
+                )
+
+    def holds(self) -> bool:
+        """Whether the module is still as it was."""
+        if any(now != before for now, before in self._children):
+            return False
+        try:
+            return all(
+                _count(now) == count and read(now) == before for now, count, read, before in self._options
+            )
+        except KeyError:
+            return False
+
+
+def _options(module: nn.Module) -> dict[str, Any]:
+    """Attributes that can be compared, as they are now."""
+    found = vars(module).items()
+    return {name: _copied(value) for name, value in found if name not in NO_OPTIONS and _comparable(value)}
+
+
+def _count(attributes: Mapping[str, Any]) -> int:
+    """Of a module's attributes, whether it runs as plans or not."""
+    return len(attributes) - ("forward" in attributes)
+
+
+def _comparable(value: Any) -> bool:
+    """Whether equality says yes or no, which it doesn't of tensors."""
+    if isinstance(value, CONTAINERS):
+        return all(map(_comparable, value))
+    if isinstance(value, dict):
+        return all(map(_comparable, value.values()))
+    equality: Any = type(value).__eq__
+    return isinstance(value, PLAIN) or callable(value) or equality is object.__eq__
+
+
+def _copied(value: Any) -> Any:
+    """The value with containers of its own."""
+    if isinstance(value, dict):
+        return {name: _copied(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_copied(item) for item in value]
+    return set(value) if isinstance(value, set) else value
