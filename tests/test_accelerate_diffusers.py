@@ -1,213 +1,196 @@
-"""`accelerate` on the networks and pipelines of diffusers, small and with random weights."""
+"""`accelerate` on published networks, small and with random weights: what eager gives, at any shape."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from aigc_engine import accelerate
+from tests import diffusers_toys as toys
+from tests.diffusers_toys import cast, error
 
 diffusers = pytest.importorskip("diffusers", reason="diffusers isn't installed")
+pytest.importorskip("transformers", reason="transformers isn't installed")
 pytestmark = [
     pytest.mark.filterwarnings("ignore:accelerate. .* run through torch:RuntimeWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.usefixtures("one_thread", "seeded"),
 ]
 
 
-@pytest.fixture(autouse=True)
-def seeded() -> Iterator[None]:
+@pytest.fixture
+def seeded() -> None:
     torch.manual_seed(0)
-    yield
 
 
-def unet2d() -> nn.Module:
-    return diffusers.UNet2DModel(
-        sample_size=8,
-        layers_per_block=1,
-        block_out_channels=(16, 32),
-        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
-        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
-        norm_num_groups=8,
-    )
+def image(channels: int, batch: int, size: int) -> Tensor:
+    return torch.randn(batch, channels, size, size)
 
 
-def unet_condition() -> nn.Module:
-    return diffusers.UNet2DConditionModel(
-        sample_size=8,
-        layers_per_block=1,
-        block_out_channels=(16, 32),
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        cross_attention_dim=32,
-        attention_head_dim=8,
-        norm_num_groups=8,
-    )
+def text(batch: int, width: int = 32) -> Tensor:
+    """As many tokens as to be another shape for each batch."""
+    return torch.randn(batch, 5 + batch, width)
 
 
-def autoencoder() -> nn.Module:
-    return diffusers.AutoencoderKL(
-        block_out_channels=(16, 32),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        norm_num_groups=8,
-        latent_channels=4,
-    )
+def tokens(batch: int, size: int) -> Tensor:
+    return torch.randint(3, 99, (batch, size))
 
 
-def dit() -> nn.Module:
-    return diffusers.DiTTransformer2DModel(
-        num_attention_heads=2,
-        attention_head_dim=16,
-        out_channels=8,
-        num_layers=2,
-        sample_size=8,
-        num_embeds_ada_norm=10,
-    )
+def mask(batch: int, size: int) -> Tensor:
+    """The first row has half the tokens."""
+    return (torch.arange(size) < torch.tensor([[size // 2]] + [[size]] * (batch - 1))).long()
 
 
-def sd3() -> nn.Module:
-    return diffusers.SD3Transformer2DModel(
-        sample_size=16,
-        in_channels=4,
-        num_layers=1,
-        attention_head_dim=16,
-        num_attention_heads=2,
-        joint_attention_dim=32,
-        caption_projection_dim=32,
-        pooled_projection_dim=64,
-        out_channels=4,
-    )
-
-
-NETWORKS: dict[str, tuple[Callable[[], nn.Module], Callable[[int, int], tuple]]] = {
-    "unet2d": (unet2d, lambda B, S: (torch.randn(B, 3, S, S), 7 + S)),
+# Arguments for a batch B and images of S x S, or as many tokens.
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], Callable[[int, int], dict[str, Any]]]] = {
+    "unet2d": (toys.unet2d, lambda B, S: {"sample": image(3, B, S), "timestep": 7 + S}),
     "unet_condition": (
-        unet_condition,
-        lambda B, S: (torch.randn(B, 4, S, S), 7.0, torch.randn(B, 5 + B, 32)),
+        toys.unet_condition,
+        lambda B, S: {
+            "sample": image(4, B, S),
+            "timestep": 7.0,
+            "encoder_hidden_states": text(B),
+            **toys.residuals(B, S),
+        },
     ),
-    "decoder": (lambda: autoencoder().decoder, lambda B, S: (torch.randn(B, 4, S, S),)),
-    "encoder": (lambda: autoencoder().encoder, lambda B, S: (torch.randn(B, 3, S, S),)),
-    "dit": (dit, lambda B, S: (torch.randn(B, 4, 8, 8), torch.full((B,), S), torch.arange(B))),
+    "controlnet": (
+        toys.controlnet,
+        lambda B, S: {
+            "sample": image(4, B, S),
+            "timestep": torch.tensor(S),
+            "encoder_hidden_states": text(B),
+            "controlnet_cond": image(3, B, 2 * S),
+            "conditioning_scale": 0.5 + B,
+        },
+    ),
+    "sdxl_unet": (
+        toys.sdxl_unet,
+        lambda B, S: {
+            "sample": image(4, B, S),
+            "timestep": torch.tensor(S * 1.5),
+            "encoder_hidden_states": text(B),
+            "added_cond_kwargs": {"text_embeds": torch.randn(B, 32), "time_ids": torch.rand(B, 6) * 99},
+        },
+    ),
+    "audio_unet": (
+        toys.audio_unet,
+        lambda B, S: {
+            "sample": image(4, B, S),
+            "timestep": torch.tensor(S),
+            "encoder_hidden_states": None,
+            "class_labels": torch.randn(B, 24),
+        },
+    ),
+    "unet1d": (
+        toys.unet1d,
+        lambda B, S: {"sample": torch.randn(B, 2, 4 * S), "timestep": torch.full((B,), S)},
+    ),
+    "unet3d": (
+        toys.unet3d,
+        lambda B, S: {
+            "sample": torch.randn(B, 4, 2 + B, S, S),
+            "timestep": 7,
+            "encoder_hidden_states": text(B),
+        },
+    ),
+    "video_unet": (
+        toys.video_unet,
+        lambda B, S: {
+            "sample": torch.randn(B, 2 + B, 8, S, S),
+            "timestep": torch.tensor(S * 0.1),
+            "encoder_hidden_states": torch.randn(B, 1, 32),
+            "added_time_ids": torch.rand(B, 3) * 9,
+        },
+    ),
+    "decoder": (lambda: toys.autoencoder().decoder, lambda B, S: {"sample": image(4, B, S)}),
+    "encoder": (lambda: toys.autoencoder().encoder, lambda B, S: {"sample": image(3, B, S)}),
+    "tiny_decoder": (lambda: toys.tiny_autoencoder().decoder, lambda B, S: {"x": image(4, B, S)}),
+    "dit": (
+        toys.dit,
+        lambda B, S: {
+            "hidden_states": image(4, B, 8),
+            "timestep": torch.full((B,), S),
+            "class_labels": torch.arange(B),
+        },
+    ),
+    "pixart": (
+        toys.pixart,
+        lambda B, S: {
+            "hidden_states": image(4, B, 8),
+            "encoder_hidden_states": text(B, 24),
+            "timestep": torch.full((B,), S),
+            "added_cond_kwargs": {"resolution": None, "aspect_ratio": None},
+            "encoder_attention_mask": mask(B, 5 + B),
+        },
+    ),
     "sd3": (
-        sd3,
-        lambda B, S: (
-            torch.randn(B, 4, S, S),
-            torch.randn(B, 7, 32),
-            torch.randn(B, 64),
-            torch.full((B,), 3),
-        ),
+        toys.sd3,
+        lambda B, S: {
+            "hidden_states": image(4, B, S),
+            "encoder_hidden_states": torch.randn(B, 7, 32),
+            "pooled_projections": torch.randn(B, 64),
+            "timestep": torch.full((B,), S),
+        },
     ),
+    "flux": (toys.flux, toys.flux_arguments),
+    "clip_text": (toys.clip_text, lambda B, S: {"input_ids": tokens(B, S), "attention_mask": mask(B, S)}),
+    "t5_encoder": (toys.t5_encoder, lambda B, S: {"input_ids": tokens(B, S), "attention_mask": mask(B, S)}),
+    "vocoder": (toys.vocoder, lambda B, S: {"spectrogram": torch.randn(B, S, 8)}),
 }
-
-
-def error(got: Any, wanted: Any) -> float:
-    """The largest relative error of any tensor in two equal structures."""
-    (a, spec), (b, other) = pytree.tree_flatten(got), pytree.tree_flatten(wanted)
-    assert spec == other and type(got) is type(wanted)
-    for x, y in zip(a, b, strict=True):
-        assert x.shape == y.shape
-    return max(
-        ((x.double() - y.double()).norm() / y.double().norm()).item() for x, y in zip(a, b, strict=True)
-    )
+NATIVE = {
+    "unet2d",
+    "unet_condition",
+    "sdxl_unet",
+    "audio_unet",
+    "decoder",
+    "encoder",
+    "tiny_decoder",
+    "sd3",
+    "vocoder",
+}
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_networks(name: str) -> None:
     make, arguments = NETWORKS[name]
-    model = make().eval()
-    fast = accelerate(model, strict=name != "dit")  # whose embeddings are PyTorch's
+    model = make()
+    fast = accelerate(model, strict=name in NATIVE)
     with torch.no_grad():
         for batch, size in ((1, 8), (2, 16)):
-            args = arguments(batch, size)
-            wanted = model(*args)
-            assert error(fast(*args), wanted) < 1e-5
-        assert len(fast._graphs) == 1
-        if name == "dit":
-            assert error(fast(*args, return_dict=False), model(*args, return_dict=False)) < 1e-5
-            assert fast.config is model.config and fast.dtype == torch.float32
+            given = arguments(batch, size)
+            assert error(fast(**given), model(**given)) < 1e-5
+    assert len(fast._graphs) == 1
 
 
-def test_bfloat16_is_as_near_to_the_truth_as_eager() -> None:
-    make, arguments = NETWORKS["dit"]
-    model = make().eval()
-    args = arguments(2, 8)
+@pytest.mark.parametrize("name", ["dit", "flux", "tiny_decoder", "t5_encoder"])
+def test_bfloat16_is_as_near_to_the_truth_as_eager(name: str) -> None:
+    make, arguments = NETWORKS[name]
+    model = make()
+    given = arguments(2, 8)
     with torch.no_grad():
-        truth = model.double()(*pytree.tree_map(lambda t: t.double() if is_float(t) else t, args)).sample
-        low = (
-            model.float()
-            .bfloat16()(*pytree.tree_map(lambda t: t.bfloat16() if is_float(t) else t, args))
-            .sample
-        )
-    model.load_state_dict(model.float().state_dict())
-    fast = accelerate(model, dtype=torch.bfloat16)
-    got = fast(*args).sample
+        truth = first(copy.deepcopy(model).double()(**cast(given, torch.float64)))
+        low = first(copy.deepcopy(model).bfloat16()(**cast(given, torch.bfloat16)))
+    got = first(accelerate(model, dtype=torch.bfloat16)(**given))
     assert got.dtype == torch.float32 and next(model.parameters()).dtype == torch.float32
     assert (got.double() - truth).norm() <= 1.5 * (low.double() - truth).norm()
 
 
-def is_float(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.is_floating_point()
+def first(result: Any) -> Tensor:
+    return result if isinstance(result, Tensor) else result[0]
 
 
-def images(pipe: Any, **options: Any) -> Any:
-    pipe.set_progress_bar_config(disable=True)
-    generator = torch.Generator().manual_seed(3)
-    return pipe(generator=generator, output_type="np", num_inference_steps=2, **options).images
-
-
-def test_ddim_pipeline() -> None:
-    pipe = diffusers.DDIMPipeline(unet2d().eval(), diffusers.DDIMScheduler())
-    wanted = images(pipe, batch_size=2)
-    forward = pipe.unet.forward
-    fast = accelerate(pipe)
-    assert "unet: not called yet" in fast.explain()
-    assert abs(images(fast, batch_size=2) - wanted).max() < 1e-4
-    assert "unet: " in fast.explain() and "conv2d + channel_bias" in fast.explain()
-    assert fast.scheduler is pipe.scheduler and pipe.unet.forward is not forward
-    assert fast.restore() is pipe and pipe.unet.forward == forward
-    assert (images(pipe, batch_size=2) == wanted).all()
-
-
-def test_stable_diffusion_pipeline() -> None:
-    pipe = diffusers.StableDiffusionPipeline(
-        vae=autoencoder().eval(),
-        text_encoder=None,
-        tokenizer=None,
-        unet=unet_condition().eval(),
-        scheduler=diffusers.EulerDiscreteScheduler(),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    prompt = {"prompt_embeds": torch.randn(1, 7, 32), "negative_prompt_embeds": torch.randn(1, 7, 32)}
-    steps: list[int] = []
-
-    def note(pipe: Any, step: int, t: Tensor, values: dict) -> dict:
-        steps.append(step)
-        return values
-
-    wanted = images(pipe, **prompt, height=16, width=16)
-    fast = accelerate(pipe)
-    got = images(fast, **prompt, height=16, width=16, callback_on_step_end=note)
-    assert abs(got - wanted).max() < 1e-4 and steps == [0, 1]
-    told = fast.explain()
-    assert "vae.encoder: not called yet" in told and "unet: " in told and "vae.decoder: " in told
-
-
-def test_what_cannot_be_captured_runs_as_it_is() -> None:
-    class Odd(diffusers.UNet2DModel):
-        def forward(self, sample: Tensor, timestep: Any, **more: Any) -> Any:
-            return super().forward(sample if sample.sum() > 0 else sample, timestep, **more)
-
-    pipe = diffusers.DDIMPipeline(Odd(**unet2d().config).eval(), diffusers.DDIMScheduler())
-    wanted = images(pipe, batch_size=1)
-    fast = accelerate(pipe)
-    with pytest.warns(RuntimeWarning, match="Odd can't be captured: .*; it runs as it is"):
-        assert (images(fast, batch_size=1) == wanted).all()
-    assert "unet: runs as it is: accelerate: Odd can't be captured" in fast.explain()
+def test_other_options_are_another_graph() -> None:
+    make, arguments = NETWORKS["dit"]
+    model, given = make(), arguments(2, 8)
+    fast = accelerate(model)
+    with torch.no_grad():
+        for return_dict in (True, False):
+            wanted = model(**given, return_dict=return_dict)
+            assert error(fast(**given, return_dict=return_dict), wanted) < 1e-5
+    assert len(fast._graphs) == 2 and fast.config is model.config and fast.dtype == torch.float32
