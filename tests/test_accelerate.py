@@ -255,6 +255,10 @@ def test_bad_input() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return x if x.sum() > 0 else -x
 
+    class Picks(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x[x > 0]
+
     with pytest.raises(TypeError, match="obj function, expected a torch.nn.Module or a diffusers pipeline"):
         accelerate(lambda x: x)
     with pytest.raises(ValueError, match="training mode, expected eval mode; call eval"):
@@ -263,6 +267,8 @@ def test_bad_input() -> None:
         accelerate(Block().eval(), precision="low")
     with pytest.raises(UnsupportedError, match="Branches can't be captured: .*data-dependent"):
         accelerate(Branches().eval())(torch.randn(3))
+    with pytest.raises(UnsupportedError, match="Picks can't be captured: .*shape that depends on values"):
+        accelerate(Picks().eval())(torch.randn(3))
     fast = accelerate(Block().eval())
     with pytest.raises(UnsupportedError, match=r"argument .*\[0\] on meta, expected cpu"):
         fast(torch.randn(1, 3, 8, 8, device="meta"))

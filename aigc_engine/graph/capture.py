@@ -245,6 +245,12 @@ def _read(module: nn.Module, program: Any, guards: Sequence[str], in_spec: pytre
                 f"accelerate: {name} writes to {output.target or output.arg}, expected no side effects of "
                 "forward; call eval() or return the value instead"
             )
+    for node in program.graph.nodes:
+        if torch.Tag.dynamic_output_shape in getattr(node.target, "tags", ()):
+            raise UnsupportedError(
+                f"accelerate: {name} can't be captured: {node.target} gives a shape that depends on values, "
+                "expected shapes that follow from the arguments' shapes; torch.where instead of indices by mask"
+            )
     placeholders = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
     sources, inputs = {}, []
     for spec in signature.input_specs:
