@@ -270,3 +270,12 @@ def test_a_timestep_is_cast_when_it_is_copied_in() -> None:
     fuse(found)
     assert targets(found) == ["unsqueeze", "expand", "unsqueeze", "pointwise", "unsqueeze", "pointwise"]
     assert list(found.casts.values()) == [torch.float32]
+
+
+def test_sizes_come_after_what_they_are_sizes_of() -> None:
+    def body(net, x, y):
+        return net.c(F.silu(x)) + y[:, :, None, None, None]
+
+    clip, e = torch.randn(2, 8, 4, 5, 6), torch.randn(2, 6)
+    found = fused(Net(body, c=nn.Conv3d(8, 6, (3, 1, 1), padding=(1, 0, 0))), clip, e)
+    assert targets(found).index("pointwise") < targets(found).index("conv2d")

@@ -25,8 +25,8 @@ def needs(capture: Capture) -> dict[fx.Node, Needs]:
         if node.op == "placeholder":
             place = inputs.get(node)
             found[node] = frozenset() if place is None else None if place == first else frozenset([place])
-        elif node.target is aten.sym_size.int:
-            found[node] = frozenset()
+        elif node.target is aten.sym_size.int and node.args[0].op == "placeholder":
+            found[node] = frozenset()  # sizes are known before values, but of no node before the node itself
         else:
             found[node] = _joined([found[read] for read in node.all_input_nodes])
             if node.op == "output" or not repeatable(node):
