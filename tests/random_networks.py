@@ -1,4 +1,4 @@
-"""Small random networks: layers of all kinds, each of which keeps a shape, put together by a list of numbers."""
+"""Small random networks of all kinds of layers, each of which keeps a shape."""
 
 from __future__ import annotations
 
@@ -101,7 +101,10 @@ class Layer(nn.Module):
 
     def places(self, x: Tensor, earlier: Tensor, labels: Tensor, t: Tensor) -> Tensor:
         rows, columns = torch.arange(x.shape[2]), torch.arange(x.shape[3]) * 0.1
-        wave = torch.sin(rows[:, None] * columns) + torch.arange(x.shape[3])[None].expand(x.shape[2], -1) / x.shape[3]
+        wave = (
+            torch.sin(rows[:, None] * columns)
+            + torch.arange(x.shape[3])[None].expand(x.shape[2], -1) / x.shape[3]
+        )
         return torch.addcmul(x, earlier, wave) * torch.ones_like(x).tril().add(1)
 
     def lines(self, x: Tensor, earlier: Tensor, labels: Tensor, t: Tensor) -> Tensor:
@@ -125,7 +128,9 @@ class Layer(nn.Module):
 
     def statistics(self, x: Tensor, earlier: Tensor, labels: Tensor, t: Tensor) -> Tensor:
         h = (x - x.mean(1, keepdim=True)) / (x.var(1, unbiased=False, keepdim=True) + 1e-3).sqrt()
-        picked = earlier.gather(1, (labels[:, None, None, None] + torch.arange(16)[:, None, None]).expand_as(x) % 16)
+        picked = earlier.gather(
+            1, (labels[:, None, None, None] + torch.arange(16)[:, None, None]).expand_as(x) % 16
+        )
         return F.normalize(h, dim=1) + picked.clamp(min=-1) + torch.cumsum(x, self.more % 4) * 0.1
 
 
@@ -153,4 +158,8 @@ class Network(nn.Module):
         for layer, back in zip(self.layers, self.back, strict=True):
             values.append(layer(values[-1], values[-1 - back % len(values)], labels, steps))
         last = values[-1] if context is None else values[-1] + context.mean(1)[:, :, None, None]
-        return {"sample": last, "all": (values[0], [value[:, :1] for value in values[1:]], labels + 1), "t": None}
+        return {
+            "sample": last,
+            "all": (values[0], [value[:, :1] for value in values[1:]], labels + 1),
+            "t": None,
+        }

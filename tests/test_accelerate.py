@@ -250,6 +250,34 @@ def test_sizes_for_which_the_code_takes_another_way() -> None:
         assert torch.equal(fast(x), model(x))
 
 
+def test_sizes_of_one_beside_multiples_of_them() -> None:
+    class Frames(nn.Module):
+        def forward(self, video: Tensor, text: Tensor) -> Tensor:
+            return video.transpose(1, 2).reshape(text.shape) * text
+
+    fast, model = accelerate(Frames().eval()), Frames()
+    for batch, frames in ((1, 3), (1, 5), (2, 3), (3, 2), (1, 2)):
+        args = torch.randn(batch, 4, frames), torch.randn(batch * frames, 4)
+        assert torch.equal(fast(*args), model(*args))
+    assert len(fast._graphs) <= 3
+
+
+def test_fractions_that_the_code_rounds() -> None:
+    class Rounds(nn.Module):
+        def forward(self, x: Tensor, t: Tensor | float) -> Tensor:
+            if not torch.is_tensor(t):
+                t = torch.tensor([t], dtype=torch.int64)
+            return x * t
+
+    fast, model, x = accelerate(Rounds().eval()), Rounds(), torch.randn(2, 3)
+    for t in (3, 3.0, 3.5, 4, 7.25, 9.0, torch.tensor(3.5)):
+        assert torch.equal(fast(x, t), model(x, t))
+    block = accelerate(Block().eval())
+    for t in (0.5, 3, 0.25, 7.125):
+        block(torch.randn(2, 3, 8, 8), t, scale=t)
+    assert len(block._graphs) == 2  # a number of either kind
+
+
 def test_bad_input() -> None:
     class Branches(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

@@ -31,7 +31,9 @@ LAYERS = st.lists(
 )
 
 
-def arguments(batch: int, height: int, width: int, context: bool, number: bool) -> tuple[tuple, dict[str, Any]]:
+def arguments(
+    batch: int, height: int, width: int, context: bool, number: bool
+) -> tuple[tuple, dict[str, Any]]:
     t = 3 + height if number else torch.randint(0, 1000, (batch,))
     more = {"context": torch.randn(batch, batch + 3, CHANNELS)} if context else {}
     return (torch.randn(batch, 3, height, width), torch.randint(0, 10, (batch,)), t), more

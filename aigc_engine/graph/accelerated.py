@@ -20,7 +20,8 @@ from torch import Tensor, fx, nn
 from aigc_engine import native
 from aigc_engine.dispatch import UnsupportedError, chosen_backends, tracing
 from aigc_engine.graph import saved
-from aigc_engine.graph.capture import Capture, RankError, capture, skeleton
+from aigc_engine.graph.arguments import NUMBERS, as_tensor, check, check_module, is_fraction, reads_fractions
+from aigc_engine.graph.capture import Capture, RankError, Sizes, capture, skeleton
 from aigc_engine.graph.constants import Constants
 from aigc_engine.graph.fuse import cast_sources, fuse
 from aigc_engine.graph.held import Held
@@ -29,7 +30,6 @@ from aigc_engine.graph.profile import Profile
 from aigc_engine.graph.structure import Structure
 from aigc_engine.packed import use_precision
 
-NUMBERS = {int: torch.int64, float: torch.float64}
 MOST_SHAPES = 16  # whose plans are kept, by latest use: each plan holds an arena
 
 
@@ -84,6 +84,7 @@ class Accelerated:
         self._signature = self.__signature__ = inspect.signature(self._forward)
         self._lock = threading.RLock()
         self._numbers_fixed = False
+        self._rounds: bool | None = None  # whether the module rounds Python's numbers; None: not known yet
         self._warned = quiet
         self._refused = ""
         self._drop()
@@ -234,34 +235,17 @@ class Accelerated:
         bound = self._signature.bind(*args, **kwargs)
         bound.apply_defaults()
         leaves, spec = pytree.tree_flatten((bound.args, bound.kwargs))
-        self._check(leaves, spec)
+        check(self._module, leaves, spec)
         return leaves, spec
-
-    def _check(self, leaves: Sequence[Any], spec: pytree.TreeSpec) -> None:
-        name = type(self._module).__name__
-        if self._module.training:
-            raise ValueError(
-                f"accelerate: {name} is in training mode, expected eval mode; call {name}.eval()"
-            )
-        if torch.is_autocast_enabled("cpu"):
-            raise UnsupportedError(
-                "accelerate: inside torch.autocast, expected outside; accelerate(dtype=) instead"
-            )
-        for index, leaf in enumerate(leaves):
-            if not isinstance(leaf, Tensor):
-                continue
-            if leaf.device.type != "cpu":
-                where = _argument(leaves, spec, index)
-                raise UnsupportedError(f"accelerate: {where} on {leaf.device}, expected cpu; move it")
-            if leaf.requires_grad and torch.is_grad_enabled():
-                where = _argument(leaves, spec, index)
-                raise UnsupportedError(f"accelerate: {where} requires a gradient, expected none; detach() it")
 
     @contextmanager
     def _plan(self, given: Sequence[Any], spec: pytree.TreeSpec) -> Iterator[tuple[Plan, _Graph, list[Any]]]:
         """A plan for these arguments that no other call is using, and the arguments as it takes them."""
         with self._lock, torch.inference_mode(False), torch.no_grad(), use_precision(self._precision):
             self._follow()
+            if self._rounds is None and any(map(is_fraction, given)):
+                with self._bare():
+                    self._rounds = not reads_fractions(self._module, given, spec)
             shape = self._shape(given, spec)
             leaves = self._prepared(given)
             plan = shape.free.pop() if shape.free else self._lower(shape, leaves)
@@ -305,13 +289,14 @@ class Accelerated:
     def _prepared(self, given: Sequence[Any]) -> list[Any]:
         """Arguments as graphs take them.
 
-        Python's numbers become tensors without axes, unless the module needs to see them; with a dtype,
-        tensors of floats that have two axes or more (a time has fewer) are cast.
+        Python's numbers become tensors without axes, unless the module needs to see them, or rounds them and
+        this one is a fraction; with a dtype, tensors of floats that have two axes or more (a time has fewer)
+        are cast.
         """
         leaves = list(given)
         for index, leaf in enumerate(leaves):
             if type(leaf) in NUMBERS and not self._numbers_fixed:
-                leaves[index] = torch.tensor(leaf, dtype=NUMBERS[type(leaf)])
+                leaves[index] = leaf if self._rounds and is_fraction(leaf) else as_tensor(leaf)
             elif self._dtype is not None and isinstance(leaf, Tensor) and leaf.is_floating_point():
                 leaves[index] = leaf.to(self._dtype) if leaf.ndim > 1 else leaf
         return leaves
@@ -322,40 +307,46 @@ class Accelerated:
             shape = self._planned(graph, given, spec)
             if shape is not None:
                 return shape
-        if not self._numbers_fixed and any(type(leaf) in NUMBERS for leaf in given):
+        failure: UnsupportedError | None = None
+        for fixed, sizes in self._ways(given):
+            self._numbers_fixed = fixed
             try:
-                return self._captured(given, spec, fixed=False)
+                return self._captured(given, spec, sizes)
             except StrictError:
                 raise
-            except UnsupportedError:
-                self._numbers_fixed = True
-        try:
-            return self._captured(given, spec, fixed=False)
-        except StrictError:
-            raise
-        except UnsupportedError:
-            return self._captured(given, spec, fixed=True)
+            except UnsupportedError as error:
+                failure = error
+        assert failure is not None
+        raise failure
 
-    def _captured(self, given: Sequence[Any], spec: pytree.TreeSpec, *, fixed: bool) -> _Shape:
-        """The same from a new graph, whose sizes are fixed or not."""
-        self._check_module()
+    def _ways(self, given: Sequence[Any]) -> list[tuple[bool, Sizes]]:
+        """Whether numbers are fixed, and which sizes are, from the graph for most calls to one for these."""
+        numbers = [False, True] if any(type(leaf) in NUMBERS for leaf in given) else [False]
+        ones = any(isinstance(leaf, Tensor) and leaf.shape[:1] == (1,) for leaf in given)
+        sizes: list[Sizes] = ["any", "not one"] if ones else ["any"]
+        ways = [(fixed, kind) for fixed in numbers if fixed >= self._numbers_fixed for kind in sizes]
+        return [*ways, (max(numbers[-1], self._numbers_fixed), "given")]
+
+    def _captured(self, given: Sequence[Any], spec: pytree.TreeSpec, sizes: Sizes) -> _Shape:
+        """The same from a new graph, for these sizes or others."""
+        check_module(self._module)
         with self._bare():
             module = self._module if self._dtype is None else skeleton(self._module, self._dtype)
-            found = capture(module, self._prepared(given), spec, fixed=fixed)
+            found = capture(module, self._prepared(given), spec, sizes)
         constants = Constants(self._module, found)
         if self._dtype is not None:
             cast_sources(found, constants)
         fuse(found)
         constants = Constants(self._module, found)
         graph = _Graph(found, constants)
+        self._graphs.append(graph)
+        self._structure = Structure(self._module)
         shape = self._planned(graph, given, spec)
         if shape is None:
             name = type(self._module).__name__
             raise UnsupportedError(
                 f"accelerate: {name}'s code takes another way for these sizes than for others"
             )
-        self._graphs.append(graph)
-        self._structure = Structure(self._module)
         return shape
 
     def _planned(self, graph: _Graph, given: Sequence[Any], spec: pytree.TreeSpec) -> _Shape | None:
@@ -376,16 +367,6 @@ class Accelerated:
         floats = (p.dtype for p in self._module.parameters() if p.is_floating_point())
         own = next(floats, None)
         return None if self._dtype is None or own is None else (self._dtype, own)
-
-    def _check_module(self) -> None:
-        for name, tensor in (*self._module.named_parameters(), *self._module.named_buffers()):
-            if tensor.device.type != "cpu":
-                raise UnsupportedError(
-                    f"accelerate: {name} on {tensor.device}, expected cpu; move the module"
-                )
-        for name, module in self._module.named_modules():
-            if module.training:
-                raise ValueError(f"accelerate: {name} is in training mode, expected eval mode; call eval()")
 
     def _lower(self, shape: _Shape, leaves: Sequence[Any]) -> Plan:
         from aigc_engine.graph.lower import lower  # it can't be imported without the native module
@@ -411,10 +392,3 @@ def _own_forward(module: nn.Module) -> Any:
     """A forward that this very module was given by someone else, beneath ours."""
     found = module.__dict__.get("forward")
     return found._patched if isinstance(found, Accelerated) else found
-
-
-def _argument(leaves: Sequence[Any], spec: pytree.TreeSpec, index: int) -> str:
-    """Where in the arguments a leaf is."""
-    marked = pytree.tree_unflatten([i == index for i in range(len(leaves))], spec)
-    path = next(path for path, found in pytree.tree_leaves_with_path(marked) if found)
-    return f"argument {pytree.keystr(path[1:])}"

@@ -15,15 +15,16 @@ import operator
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 
 from aigc_engine.dispatch import UnsupportedError, capturing
-from aigc_engine.graph.traced import Traced, evaluate, traced
+from aigc_engine.graph.traced import Traced, evaluate, expression, traced
 
+Sizes = Literal["any", "not one", "given"]
 _ONES = ("!= 1", ">= 2", "> 1")  # guards that only say that a size isn't 1
 
 
@@ -135,7 +136,7 @@ def skeleton(module: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 
 def capture(
-    module: nn.Module, leaves: Sequence[Any], in_spec: pytree.TreeSpec, *, fixed: bool = False
+    module: nn.Module, leaves: Sequence[Any], in_spec: pytree.TreeSpec, sizes: Sizes = "any"
 ) -> Capture:
     """Traces `module` on arguments like these.
 
@@ -143,16 +144,16 @@ def capture(
         module: in eval mode, on the CPU.
         leaves: the flattened (args, kwargs).
         in_spec: how they were flattened.
-        fixed: whether sizes are what they are here; otherwise every size but a channel's may vary where the
-            module allows it.
+        sizes: that may vary: "any" where the module allows it, which it doesn't of channels; "not one": those
+            that are 1 stay so; "given": none.
 
     Raises:
         UnsupportedError: the module can't be traced; the message says where.
     """
-    example = [_dense(leaf) if fixed else _never_one(_dense(leaf)) for leaf in leaves]
+    example = [_never_one(_dense(leaf)) if sizes == "any" else _dense(leaf) for leaf in leaves]
     args, kwargs = pytree.tree_unflatten(example, in_spec)
     dynamic: Any = None
-    if not fixed:
+    if sizes != "given":
         dynamic = tuple(pytree.tree_map(_dynamic, args)), pytree.tree_map(_dynamic, kwargs)
     try:
         program, guards = _export(module, args, kwargs, dynamic)
@@ -246,10 +247,10 @@ def _read(module: nn.Module, program: Any, guards: Sequence[str], in_spec: pytre
                 "forward; call eval() or return the value instead"
             )
     for node in program.graph.nodes:
-        if torch.Tag.dynamic_output_shape in getattr(node.target, "tags", ()):
+        if _depends_on_values(node.meta.get("val")):
             raise UnsupportedError(
                 f"accelerate: {name} can't be captured: {node.target} gives a shape that depends on values, "
-                "expected shapes that follow from the arguments' shapes; torch.where instead of indices by mask"
+                "expected one that follows from those of the arguments; use torch.where, not masks as indices"
             )
     placeholders = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
     sources, inputs = {}, []
@@ -279,6 +280,14 @@ def _read(module: nn.Module, program: Any, guards: Sequence[str], in_spec: pytre
         _ranges(program),
         guards,
     )
+
+
+def _depends_on_values(value: Any) -> bool:
+    """Whether sizes of a tensor were made up while tracing."""
+    if not isinstance(value, Tensor):
+        return False
+    symbols = (symbol for size in value.shape for symbol in getattr(expression(size), "free_symbols", ()))
+    return any(str(symbol).startswith("u") for symbol in symbols)
 
 
 def _ranges(program: Any) -> dict[str, tuple[int, int | None]]:
