@@ -9,7 +9,7 @@ CXX_FILES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -
 # The environment's own cmake and ninja for every install: another cmake would build everything anew.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo test check fix bench graphs sanitize clean
+.PHONY: demo test fuzz check fix bench graphs sanitize clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.built
@@ -17,6 +17,10 @@ demo: $(VENV)/.built
 
 test: $(VENV)/.built-dev
 	$(BIN)/python -m pytest
+
+# As many random networks as find what the suite's few don't: five minutes.
+fuzz: $(VENV)/.built-dev
+	HYPOTHESIS_PROFILE=fuzz $(BIN)/python -m pytest tests/test_graph_random.py
 
 check: $(VENV)/.built-dev
 	$(BIN)/ruff check .

@@ -7,7 +7,7 @@ graph holds. None of that is in a tensor, so it's compared before each call: abo
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -24,38 +24,44 @@ class Structure:
 
     def __init__(self, module: nn.Module) -> None:
         self._children: list[tuple[Mapping[str, Any], Mapping[str, Any]]] = []
-        self._options: list[tuple[Mapping[str, Any], int, Callable[..., Any], Any]] = []
+        self._parts: list[_Part] = []
         for part in module.modules():
             hooks = (part._forward_hooks, part._forward_pre_hooks)
             self._children += [(found, dict(found)) for found in (part._modules, *hooks)]
-            options = {} if type(part).__module__.startswith(OF_TORCH) else _options(part)
-            if options:
-                read = operator.itemgetter("training", *options)
-                self._options.append(
-                    (vars(part), _count(vars(part)), read, (part.training, *options.values()))
-                )
+            if not type(part).__module__.startswith(OF_TORCH):
+                self._parts.append(_Part(part))
 
     def holds(self) -> bool:
         """Whether the module is still as it was."""
         if any(now != before for now, before in self._children):
             return False
+        return all(part.holds() for part in self._parts)
+
+
+class _Part:
+    """The options of one submodule: attributes that can be compared."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._attributes = vars(module)
+        self._options = _options(self._attributes)
+        self._read = operator.itemgetter("training", *self._options)
+        self._values = self._read({"training": module.training, **self._options})
+        self._count = len(self._attributes)
+
+    def holds(self) -> bool:
+        if len(self._attributes) != self._count:  # caches come and go, and so does a plan as `forward`
+            if _options(self._attributes) != self._options:
+                return False
+            self._count = len(self._attributes)
         try:
-            return all(
-                _count(now) == count and read(now) == before for now, count, read, before in self._options
-            )
+            return bool(self._read(self._attributes) == self._values)
         except KeyError:
             return False
 
 
-def _options(module: nn.Module) -> dict[str, Any]:
-    """Attributes that can be compared, as they are now."""
-    found = vars(module).items()
+def _options(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    found = attributes.items()
     return {name: _copied(value) for name, value in found if name not in NO_OPTIONS and _comparable(value)}
-
-
-def _count(attributes: Mapping[str, Any]) -> int:
-    """Of a module's attributes, whether it runs as plans or not."""
-    return len(attributes) - ("forward" in attributes)
 
 
 def _comparable(value: Any) -> bool:
