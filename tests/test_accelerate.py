@@ -135,6 +135,20 @@ def test_changed_weights_are_noticed() -> None:
     close(fast(x)["sample"], eager(model, x)["sample"])
 
 
+def test_changed_weights_of_inference_mode_are_noticed() -> None:
+    with torch.inference_mode():
+        model, x = Block().eval(), torch.randn(2, 3, 8, 8)
+        fast = accelerate(model)
+        first = fast(x)["sample"]
+        close(first, eager(model, x)["sample"])
+        model.second.weight.mul_(-1.0)
+        model.norm.bias.add_(0.3)
+        close(fast(x)["sample"], eager(model, x)["sample"])
+        model.second.weight.mul_(-1.0)
+        model.norm.bias.sub_(0.3)
+    close(fast(x)["sample"], first)
+
+
 def test_folded_and_merged_weights_follow_their_sources() -> None:
     class Folded(nn.Module):
         def __init__(self) -> None:

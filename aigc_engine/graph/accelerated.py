@@ -21,7 +21,7 @@ from aigc_engine import native
 from aigc_engine.dispatch import UnsupportedError, chosen_backends, tracing
 from aigc_engine.graph import saved
 from aigc_engine.graph.arguments import NUMBERS, as_tensor, check, check_module, is_fraction, reads_fractions
-from aigc_engine.graph.capture import Capture, RankError, Sizes, capture, skeleton
+from aigc_engine.graph.capture import Capture, RankError, Sizes, capture, traceable
 from aigc_engine.graph.constants import Constants
 from aigc_engine.graph.fuse import cast_sources, fuse
 from aigc_engine.graph.held import Held
@@ -331,7 +331,7 @@ class Accelerated:
         """The same from a new graph, for these sizes or others."""
         check_module(self._module)
         with self._bare():
-            module = self._module if self._dtype is None else skeleton(self._module, self._dtype)
+            module = traceable(self._module, self._dtype)
             found = capture(module, self._prepared(given), spec, sizes)
         constants = Constants(self._module, found)
         if self._dtype is not None:

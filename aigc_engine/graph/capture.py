@@ -125,11 +125,17 @@ def signature_of(module: nn.Module) -> inspect.Signature:
     return inspect.signature(module.forward)
 
 
-def skeleton(module: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """The module in another dtype, its tensors being memory that nobody touches: enough to be captured."""
+def traceable(module: nn.Module, dtype: torch.dtype | None) -> nn.Module:
+    """The module as it can be captured in another dtype, or its own.
+
+    Where that's needed, a copy whose tensors are memory that nobody touches: in another dtype, and for
+    parameters made in inference mode, which torch.export refuses.
+    """
+    if dtype is None and not any(tensor.is_inference() for tensor in module.parameters()):
+        return module
     memo: dict[int, Any] = {}
     for tensor in (*module.parameters(), *module.buffers()):
-        wanted = dtype if tensor.is_floating_point() else tensor.dtype
+        wanted = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
         like = torch.empty_like(tensor, dtype=wanted, requires_grad=False)
         memo[id(tensor)] = nn.Parameter(like, False) if isinstance(tensor, nn.Parameter) else like
     return copy.deepcopy(module, memo)

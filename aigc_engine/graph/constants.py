@@ -34,8 +34,7 @@ class _Seen:
     key: str
     tensor: Tensor
     address: int
-    counted: bool  # tensors made in inference mode don't count changes
-    version: int
+    stamp: int
 
 
 class Constants:
@@ -90,7 +89,7 @@ class Constants:
             now = seen.owner[seen.key]
             if now is not seen.tensor or now.data_ptr() != seen.address:
                 return False
-            if seen.counted and now._version != seen.version:
+            if _stamp(now) != seen.stamp:
                 changed.add(node)
         if changed:
             self._follow(changed)
@@ -119,7 +118,7 @@ class Constants:
                 new = pack(weight, precision=_precision(old.product), **layout)
                 self._packed[key] = self._slim(key[0], old.renewed(new))
         for node in changed:
-            self._seen[node].version = version_of(self._seen[node].tensor)
+            self._seen[node].stamp = _stamp(self._seen[node].tensor)
 
     def _from(self, node: fx.Node) -> frozenset[fx.Node]:
         """The placeholders that a static node follows from."""
@@ -144,10 +143,16 @@ class Constants:
             holder = self._module.get_submodule(path)
             owner = holder._parameters if key in holder._parameters else holder._buffers
         tensor = owner[key]
-        self._seen[node] = _Seen(
-            owner, key, tensor, tensor.data_ptr(), not tensor.is_inference(), version_of(tensor)
-        )
+        self._seen[node] = _Seen(owner, key, tensor, tensor.data_ptr(), _stamp(tensor))
         return tensor
+
+
+def _stamp(tensor: Tensor) -> int:
+    """Another number after a change: PyTorch's count; the sum of all bits where it counts none."""
+    if not tensor.is_inference():
+        return tensor._version
+    integers = {1: torch.int8, 2: torch.int16, 4: torch.int32}.get(tensor.itemsize, torch.int64)
+    return int(tensor.detach().reshape(-1).view(integers).sum(dtype=torch.int64))
 
 
 def _precision(product: str) -> str:
