@@ -63,29 +63,6 @@ def controlnet(**more: Any) -> nn.Module:
     )
 
 
-def sdxl_unet(**more: Any) -> nn.Module:
-    return unet_condition(
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        attention_head_dim=(2, 4),
-        use_linear_projection=True,
-        addition_embed_type="text_time",
-        addition_time_embed_dim=8,
-        projection_class_embeddings_input_dim=80,
-        **more,
-    )
-
-
-def audio_unet(**more: Any) -> nn.Module:
-    """AudioLDM's: a sound's embedding is concatenated to that of the time, and attention is to itself."""
-    return unet_condition(
-        class_embed_type="simple_projection",
-        projection_class_embeddings_input_dim=24,
-        class_embeddings_concat=True,
-        **{"cross_attention_dim": (16, 32), **more},
-    )
-
-
 def autoencoder(**more: Any) -> nn.Module:
     from diffusers import AutoencoderKL
 
@@ -181,33 +158,23 @@ def flux() -> nn.Module:
 
 
 def unet1d() -> nn.Module:
+    """A planner's: residual blocks of 1-D convolutions."""
     from diffusers import UNet1DModel
 
     return without_zeros(
         UNet1DModel(
-            in_channels=2,
-            out_channels=2,
-            extra_in_channels=64,
-            block_out_channels=(32,),
-            down_block_types=("DownBlock1DNoSkip",),
-            up_block_types=("UpBlock1DNoSkip",),
-        )
-    )
-
-
-def unet3d() -> nn.Module:
-    from diffusers import UNet3DConditionModel
-
-    return without_zeros(
-        UNet3DConditionModel(
-            sample_size=8,
-            layers_per_block=1,
-            block_out_channels=(16,),
-            norm_num_groups=8,
-            down_block_types=("CrossAttnDownBlock3D",),
-            up_block_types=("CrossAttnUpBlock3D",),
-            cross_attention_dim=32,
-            attention_head_dim=8,
+            in_channels=6,
+            out_channels=6,
+            time_embedding_type="positional",
+            use_timestep_embedding=True,
+            flip_sin_to_cos=False,
+            freq_shift=1,
+            block_out_channels=(32, 64),
+            down_block_types=("DownResnetBlock1D", "DownResnetBlock1D"),
+            mid_block_type="MidResTemporalBlock1D",
+            up_block_types=("UpResnetBlock1D",),
+            out_block_type="OutConv1DBlock",
+            act_fn="mish",
         )
     )
 

@@ -69,35 +69,9 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], Callable[[int, int], dict[str
             "conditioning_scale": 0.5 + B,
         },
     ),
-    "sdxl_unet": (
-        toys.sdxl_unet,
-        lambda B, S: {
-            "sample": image(4, B, S),
-            "timestep": torch.tensor(S * 1.5),
-            "encoder_hidden_states": text(B),
-            "added_cond_kwargs": {"text_embeds": torch.randn(B, 32), "time_ids": torch.rand(B, 6) * 99},
-        },
-    ),
-    "audio_unet": (
-        toys.audio_unet,
-        lambda B, S: {
-            "sample": image(4, B, S),
-            "timestep": torch.tensor(S),
-            "encoder_hidden_states": None,
-            "class_labels": torch.randn(B, 24),
-        },
-    ),
     "unet1d": (
         toys.unet1d,
-        lambda B, S: {"sample": torch.randn(B, 2, 4 * S), "timestep": torch.full((B,), S)},
-    ),
-    "unet3d": (
-        toys.unet3d,
-        lambda B, S: {
-            "sample": torch.randn(B, 4, 2 + B, S, S),
-            "timestep": 7,
-            "encoder_hidden_states": text(B),
-        },
+        lambda B, S: {"sample": torch.randn(B, 6, 2 * S), "timestep": torch.full((B,), S)},
     ),
     "video_unet": (
         toys.video_unet,
@@ -146,8 +120,6 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], Callable[[int, int], dict[str
 NATIVE = {
     "unet2d",
     "unet_condition",
-    "sdxl_unet",
-    "audio_unet",
     "decoder",
     "encoder",
     "tiny_decoder",
@@ -168,7 +140,7 @@ def test_networks(name: str) -> None:
     assert len(fast._graphs) == 1
 
 
-@pytest.mark.parametrize("name", ["dit", "flux", "tiny_decoder", "t5_encoder"])
+@pytest.mark.parametrize("name", ["dit", "tiny_decoder", "clip_text"])
 def test_bfloat16_is_as_near_to_the_truth_as_eager(name: str) -> None:
     make, arguments = NETWORKS[name]
     model = make()
@@ -183,14 +155,3 @@ def test_bfloat16_is_as_near_to_the_truth_as_eager(name: str) -> None:
 
 def first(result: Any) -> Tensor:
     return result if isinstance(result, Tensor) else result[0]
-
-
-def test_other_options_are_another_graph() -> None:
-    make, arguments = NETWORKS["dit"]
-    model, given = make(), arguments(2, 8)
-    fast = accelerate(model)
-    with torch.no_grad():
-        for return_dict in (True, False):
-            wanted = model(**given, return_dict=return_dict)
-            assert error(fast(**given, return_dict=return_dict), wanted) < 1e-5
-    assert len(fast._graphs) == 2 and fast.config is model.config and fast.dtype == torch.float32

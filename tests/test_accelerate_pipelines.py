@@ -102,15 +102,6 @@ def test_latent_diffusion() -> None:
     assert "vqvae.decoder: " in fast.explain() and "vqvae.encoder: not called yet" in fast.explain()
 
 
-def test_diffusion_transformer() -> None:
-    vae = toys.autoencoder(scaling_factor=1.0)
-    pipe = diffusers.DiTPipeline(
-        toys.dit(num_layers=1, num_embeds_ada_norm=1000), vae, image_scheduler(), {0: "cat", 1: "dog"}
-    )
-    wanted = result(pipe, class_labels=[1, 0])
-    close(result(accelerate(pipe), class_labels=[1, 0]), wanted)
-
-
 def stable_diffusion() -> Any:
     """The pipeline that the others take their components from."""
     torch.manual_seed(0)
@@ -190,26 +181,42 @@ def test_controlnet(pipes: tuple[Any, Any]) -> None:
     assert "controlnet: " in fast.explain() and "controlnet: not" not in fast.explain()
 
 
-def test_stable_diffusion_xl() -> None:
-    pipe = diffusers.StableDiffusionXLPipeline(
-        vae=toys.autoencoder(scaling_factor=1.0),
-        text_encoder=text_encoder(),
-        text_encoder_2=text_encoder(toys.clip_text_projected),
-        tokenizer=tokenizer(),
-        tokenizer_2=tokenizer(),
-        unet=toys.small_unet_condition(
-            cross_attention_dim=64,
-            use_linear_projection=True,
-            addition_embed_type="text_time",
-            addition_time_embed_dim=8,
-            projection_class_embeddings_input_dim=80,
-        ),
-        scheduler=diffusers.EulerDiscreteScheduler(),
-        add_watermarker=False,
+def test_stable_diffusion_xl(pipes: tuple[Any, Any]) -> None:
+    unet = toys.small_unet_condition(
+        cross_attention_dim=64,
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=80,
     )
-    options = {**PROMPT, "height": 16, "width": 16}
-    wanted = result(pipe, **options)
-    close(result(accelerate(pipe), **options), wanted)
+    second = text_encoder(toys.clip_text_projected)
+    eager, fast = (
+        diffusers.StableDiffusionXLPipeline(
+            vae=pipe.vae,
+            text_encoder=pipe.text_encoder,
+            text_encoder_2=copy.deepcopy(second),
+            tokenizer=tokenizer(),
+            tokenizer_2=tokenizer(),
+            unet=copy.deepcopy(unet),
+            scheduler=diffusers.EulerDiscreteScheduler(),
+            add_watermarker=False,
+        )
+        for pipe in pipes
+    )
+    fast = accelerate(fast)
+    for options in ({**PROMPT, "height": 16, "width": 16}, {"prompt": "a dog", "height": 16, "width": 24}):
+        close(result(fast, **options), result(eager, **options))
+
+
+def test_diffusion_transformer(pipes: tuple[Any, Any]) -> None:
+    model = toys.dit(num_layers=1, num_embeds_ada_norm=1000)
+    eager, fast = (
+        diffusers.DiTPipeline(copy.deepcopy(model), pipe.vae, image_scheduler(), {0: "cat", 1: "dog"})
+        for pipe in pipes
+    )
+    fast = accelerate(fast)
+    for labels in ([1, 0], [1]):
+        close(result(fast, class_labels=labels), result(eager, class_labels=labels))
 
 
 def test_audio() -> None:
@@ -226,10 +233,9 @@ def test_audio() -> None:
         scheduler=image_scheduler(),
         vocoder=toys.vocoder(),
     )
-    options = {**PROMPT, "audio_length_in_s": 0.004, "kind": "audios"}
-    wanted = result(pipe, **options)
-    fast = accelerate(pipe)
-    close(result(fast, **options), wanted)
+    fast = accelerate(copy.deepcopy(pipe))
+    for options in ({**PROMPT, "audio_length_in_s": 0.004}, {"prompt": "a dog", "audio_length_in_s": 0.008}):
+        close(result(fast, "audios", **options), result(pipe, "audios", **options))
     told = fast.explain()
     assert all(f"{name}: not" not in told for name in ("unet", "vae.decoder", "text_encoder", "vocoder"))
 

@@ -29,16 +29,16 @@ def accelerate(
 
     A module is captured once, for all shapes, when it's first called; each new shape of arguments then
     makes a plan, in which neighbouring layers are fused, weights are packed, and all values lie in one block
-    of memory. Weights that are changed in place, loaded or replaced are noticed at the next call. So are other
-    submodules (LoRA's), hooks and options, after which the module is captured again. Several threads may call
-    at once.
+    of memory. Weights that are changed in place, loaded or replaced are noticed at the next call. So are
+    other submodules (LoRA's), hooks and options, after which the module is captured again. Several threads
+    may call at once.
 
     What doesn't follow from the first tensor among the arguments is computed anew only when those that it
     follows from have changed. `sample` runs an accelerated denoiser's steps without Python.
 
-    Code that treats a batch of one differently from larger ones is run as for larger ones. Numbers are read as
-    tensors, so that other values need no new graph, unless the module takes a fraction otherwise than a tensor
-    of it (the first fraction is tried both ways).
+    Code that treats a batch of one differently from larger ones is run as for larger ones. Numbers are read
+    as tensors, so that other values need no new graph; fractions aren't where the module rounds them, which
+    is found out by calling it with the first one and with its tensor.
 
     Of a diffusers pipeline, each network's forward is replaced, in place, once for all pipelines that share
     it. Networks that can't be captured then run as they are, with a warning.
