@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import functools
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -33,10 +36,10 @@ def test_lora() -> None:
     fast = accelerate(model)
     args = torch.randn(2, 4, 8, 8), torch.randn(2, 7, 32), torch.randn(2, 64), torch.full((2,), 3)
 
-    def follows(*, like: int | None = None) -> None:
+    def follows(*, like: int | None = None, **more: Any) -> None:
         """As the module, and as the result before with this index, or as none of them."""
         with torch.no_grad():
-            wanted, got = model(*args, return_dict=False)[0], fast(*args, return_dict=False)[0]
+            wanted, got = (net(*args, return_dict=False, **more)[0] for net in (model, fast))
         assert error(got, wanted) < 1e-5
         assert [i for i, value in enumerate(seen) if error(got, value) < 1e-5] == (
             [] if like is None else [like]
@@ -51,7 +54,7 @@ def test_lora() -> None:
     model.eval().set_adapters(["style", "subject"], [0.5, 0.7])
     follows()
     model.set_adapters(["style"], [0.3])
-    follows()
+    follows(joint_attention_kwargs={"scale": 0.5})
     model.fuse_lora(lora_scale=0.8, adapter_names=["style"])
     follows()
     graphs = list(fast._graphs)
@@ -108,6 +111,31 @@ def test_structure_and_options_are_followed() -> None:
     graphs = list(fast._graphs)
     fast(x)
     assert fast._graphs == graphs and len(graphs) == 1
+
+
+def test_options_that_a_call_changes_for_itself() -> None:
+    def scaled(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        @functools.wraps(forward)
+        def wrapper(self: Scaled, *args: Any, **kwargs: Any) -> Tensor:
+            factor = (kwargs.get("options") or {}).get("scale", 1.0)  # as diffusers scales LoRA
+            self.scales["a"][0] *= factor
+            try:
+                return forward(self, *args, **kwargs)
+            finally:
+                self.scales["a"][0] /= factor
+
+        return wrapper
+
+    class Wrapped(Scaled):
+        @scaled
+        def forward(self, x: Tensor, options: dict[str, float] | None = None) -> Tensor:
+            return super().forward(x)
+
+    model, x = Wrapped().eval(), torch.randn(2, 4)
+    plain, fast = copy.deepcopy(model), accelerate(model)
+    for options in (None, {"scale": 0.5}, {"scale": 4.0}, {"scale": 3.0}, None):
+        assert error(fast(x, options=options), plain(x, options=options)) < 1e-6
+        assert model.scales == plain.scales
 
 
 def test_modules_that_note_their_calls_are_captured_once() -> None:

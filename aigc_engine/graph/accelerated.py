@@ -19,8 +19,8 @@ from torch import Tensor, fx, nn
 
 from aigc_engine import native
 from aigc_engine.dispatch import UnsupportedError, chosen_backends, tracing
-from aigc_engine.graph import saved
-from aigc_engine.graph.arguments import NUMBERS, as_tensor, check, check_module, is_fraction, reads_fractions
+from aigc_engine.graph import arguments, saved
+from aigc_engine.graph.arguments import NUMBERS, as_tensor, by_keyword, is_fraction, reads_fractions
 from aigc_engine.graph.capture import Capture, RankError, Sizes, capture, traceable
 from aigc_engine.graph.constants import Constants
 from aigc_engine.graph.fuse import cast_sources, fuse
@@ -95,13 +95,9 @@ class Accelerated:
     ) -> Accelerated:
         """Of a pipeline's network: what another pipeline installed with these options, or a new one."""
         found = module.__dict__.get("forward")
-        if isinstance(found, cls) and (found._dtype, found._precision, found._strict) == (
-            dtype,
-            precision,
-            strict,
-        ):
-            return found
-        return cls(module, dtype, precision, strict, patient=True)
+        options = (dtype, precision, strict)
+        same = isinstance(found, cls) and (found._dtype, found._precision, found._strict) == options
+        return found if same else cls(module, *options, patient=True)
 
     def install(self) -> None:
         """From now on the module itself runs as plans."""
@@ -234,8 +230,9 @@ class Accelerated:
     def _flat(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Any], pytree.TreeSpec]:
         bound = self._signature.bind(*args, **kwargs)
         bound.apply_defaults()
-        leaves, spec = pytree.tree_flatten((bound.args, bound.kwargs))
-        check(self._module, leaves, spec)
+        wrapped = hasattr(self._forward, "__wrapped__")
+        leaves, spec = pytree.tree_flatten(by_keyword(bound) if wrapped else (bound.args, bound.kwargs))
+        arguments.check(self._module, leaves, spec)
         return leaves, spec
 
     @contextmanager
@@ -329,10 +326,11 @@ class Accelerated:
 
     def _captured(self, given: Sequence[Any], spec: pytree.TreeSpec, sizes: Sizes) -> _Shape:
         """The same from a new graph, for these sizes or others."""
-        check_module(self._module)
+        arguments.check_module(self._module)
         with self._bare():
             module = traceable(self._module, self._dtype)
-            found = capture(module, self._prepared(given), spec, sizes)
+            with Structure(module).restored(strict=not self._numbers_fixed):
+                found = capture(module, self._prepared(given), spec, sizes)
         constants = Constants(self._module, found)
         if self._dtype is not None:
             cast_sources(found, constants)

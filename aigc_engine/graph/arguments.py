@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from aigc_engine.dispatch import UnsupportedError
+from aigc_engine.graph.structure import Structure
 
 NUMBERS = {int: torch.int64, float: torch.float64}
 SAME = 1e-5  # relative: a float64 tensor may be computed with where a float was rounded to float32
@@ -45,6 +47,16 @@ def check(module: nn.Module, leaves: Sequence[Any], spec: pytree.TreeSpec) -> No
             raise UnsupportedError(f"accelerate: {where} requires a gradient, expected none; detach() it")
 
 
+def by_keyword(bound: inspect.BoundArguments) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """All that can be given by keyword: what wraps a forward may look for some of it there."""
+    parameters = bound.signature.parameters
+    kinds = {name: parameters[name].kind for name in bound.arguments}
+    if any(kinds[name] is inspect.Parameter.VAR_POSITIONAL and bound.arguments[name] for name in kinds):
+        return bound.args, bound.kwargs
+    named = {n: v for n, v in bound.arguments.items() if kinds[n] is inspect.Parameter.POSITIONAL_OR_KEYWORD}
+    return bound.args[: len(bound.args) - len(named)], {**named, **bound.kwargs}
+
+
 def as_tensor(leaf: Any) -> Any:
     """A Python number as a tensor without axes."""
     return torch.tensor(leaf, dtype=NUMBERS[type(leaf)]) if type(leaf) in NUMBERS else leaf
@@ -57,7 +69,7 @@ def is_fraction(leaf: Any) -> bool:
 
 def reads_fractions(module: nn.Module, leaves: Sequence[Any], spec: pytree.TreeSpec) -> bool:
     """Whether fractions mean to a module what tensors of them do: some round the one and not the other."""
-    with torch.no_grad():
+    with torch.no_grad(), Structure(module).restored():
         results = []
         for given in (leaves, [as_tensor(leaf) if is_fraction(leaf) else leaf for leaf in leaves]):
             args, kwargs = pytree.tree_unflatten(list(given), spec)

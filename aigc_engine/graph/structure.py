@@ -7,11 +7,15 @@ graph holds. None of that is in a tensor, so it's compared before each call: abo
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+import torch.utils._pytree as pytree
+from torch import Tensor, nn
+
+from aigc_engine.dispatch import UnsupportedError
 
 PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.Size)
 CONTAINERS = (list, tuple, set, frozenset)
@@ -37,6 +41,24 @@ class Structure:
             return False
         return all(part.holds() for part in self._parts)
 
+    @contextmanager
+    def restored(self, strict: bool = False) -> Iterator[None]:
+        """Puts options back that calls in the block have changed.
+
+        Raises:
+            UnsupportedError: strict, and a number had become a tensor.
+        """
+        leaked = False
+        try:
+            yield
+        finally:
+            for part in self._parts:
+                leaked |= part.restore()
+        if leaked and strict:
+            raise UnsupportedError(
+                "accelerate: the module keeps a number that it's called with, expected none"
+            )
+
 
 class _Part:
     """The options of one submodule: attributes that can be compared."""
@@ -57,6 +79,21 @@ class _Part:
             return bool(self._read(self._attributes) == self._values)
         except KeyError:
             return False
+
+    def restore(self) -> bool:
+        leaked = False
+        for name, value in self._options.items():
+            now = self._attributes.get(name)
+            if _comparable(now) and now == value:
+                continue
+            pairs = zip(pytree.tree_leaves(now), pytree.tree_leaves(value), strict=False)
+            leaked |= any(isinstance(leaf, Tensor) and type(was) in (int, float) for leaf, was in pairs)
+            if isinstance(now, dict) and isinstance(value, dict):
+                now.clear()
+                now.update(_copied(value))
+            else:
+                self._attributes[name] = _copied(value)
+        return leaked
 
 
 def _options(attributes: Mapping[str, Any]) -> dict[str, Any]:
