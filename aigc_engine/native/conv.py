@@ -22,7 +22,7 @@ from aigc_engine.geometry import (
 )
 from aigc_engine.joint import Joint
 from aigc_engine.native import pointwise, threads
-from aigc_engine.native.linear import epilogue
+from aigc_engine.native.linear import epilogue, scale
 from aigc_engine.native.memory import contiguous, empty
 from aigc_engine.native.packing import PRODUCT_CODES, packed_bytes
 from aigc_engine.packed import PackedWeight
@@ -107,11 +107,12 @@ def conv2d(
         return out
     inputs = [as_pixels(x), *([] if concat is None else [as_pixels(concat)])]
     plain = strides == dilations == (1, 1) and groups == 1
-    if plain and residual is None and concat is None and upsample == 1:
+    if plain and residual is None and concat is None and upsample == 1 and weight.product != "int8":
         blocks = joint.of_conv(taps, (pads[2], pads[0]), size, weight.shape[0])
         if blocks is not None:
             return _by_blocks(inputs[0], weight, blocks, out, bias, act, slope, channel_bias)
     e, _kept = _epilogue(out, bias, act, slope, channel_bias=channel_bias, residual=residual)
+    scale(e, weight)
     winograd = plain and saves_products(weight, size, pads, [value.shape[1] for value in inputs])
     kernel, tiles = (_native.winograd, weight.winograd) if winograd else (_native.conv, weight.data)
     kernel(

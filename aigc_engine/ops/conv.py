@@ -12,29 +12,34 @@ from torch import Tensor
 
 from aigc_engine.dispatch import op
 from aigc_engine.geometry import out_size, pads_of, pair
-from aigc_engine.ops import checks
+from aigc_engine.ops import checks, conv_samples, int8
 from aigc_engine.ops.activation import ACTIVATIONS
-from aigc_engine.ops.packing import check_weight, pack
+from aigc_engine.ops.packing import check_weight, pack_taps
 from aigc_engine.packed import PackedWeight, tensor_of
 from aigc_engine.testing import Sample
 
 
-def pack_conv2d(weight: Tensor, *, groups: int = 1, precision: str | None = None) -> PackedWeight:
+def pack_conv2d(
+    weight: Tensor, *, groups: int = 1, precision: str | None = None, quantize: str | None = None
+) -> PackedWeight:
     """Lays a convolution's weight out for the native kernel; done once, used by `conv2d` as often as wanted.
 
     Args:
         weight: (O, C / groups, kH, kW) float32 or bfloat16.
         groups: as `conv2d` will be given.
         precision: of float32 products, as for `pack_linear`.
+        quantize: "int8": integers up to 127, a scale max|w| / 127 for each output channel; `conv2d` then
+            quantises the patch under each output pixel alike, and adds int8 products exactly. Lossy, as for
+            `pack_linear`; what the weight lost is PackedWeight.error. None: as `precision`.
 
     Raises:
         TypeError: weight isn't a float32 or bfloat16 tensor.
-        ValueError: weight hasn't four axes, groups don't divide O, or unknown precision.
+        ValueError: weight hasn't four axes, groups don't divide O, or unknown precision or quantize; to be
+            quantised, but with NaN or infinity, or C / groups kH kW > 131072.
     """
     checks.floating("pack_conv2d", "weight", weight)
     check_kernel("pack_conv2d", weight, groups)
-    matrix = weight.permute(0, 2, 3, 1).flatten(1)
-    return pack("conv2d", weight, list(matrix.chunk(groups)), precision, groups=groups)
+    return pack_taps("conv2d", weight, groups, precision, quantize)
 
 
 def check_kernel(
@@ -179,10 +184,10 @@ def _samples(dtype: torch.dtype, device: str) -> Iterator[Sample]:
     def nhwc(*shape: int) -> Tensor:
         return randn(*shape).contiguous(memory_format=torch.channels_last)
 
-    def packed(out: int, C: int, kH: int, kW: int, groups: int = 1) -> PackedWeight:
+    def packed(out: int, C: int, kH: int, kW: int, groups: int = 1, **options: str) -> PackedWeight:
         weight = torch.randn((out, C, kH, kW), generator=g) / math.sqrt(C * kH * kW)
         weight = weight.to(device, dtype).contiguous(memory_format=torch.channels_last)
-        return pack_conv2d(weight, groups=groups)
+        return pack_conv2d(weight, groups=groups, **options)
 
     same = {"padding": 1}
     for C in (1, 3, 15, 16, 17, 32, 33, 64):
@@ -234,6 +239,7 @@ def _samples(dtype: torch.dtype, device: str) -> Iterator[Sample]:
     whole = torch.randint(-4, 5, (2, 32, 9, 7), generator=g).to(device, dtype)
     weight = pack_conv2d(torch.randint(-1, 2, (6, 32, 3, 3), generator=g).to(device, dtype))
     yield Sample("lines_integers", (whole, weight), {"padding": 1}, exact=dtype == torch.float32)
+    yield from conv_samples.int8(nhwc, packed)
     for name, (B, C, out, size) in WORKLOADS.items():
         yield Sample(name, (nhwc(B, C, size, size), packed(out, C, 3, 3), randn(out)), same, bench=True)
 
@@ -282,7 +288,9 @@ def conv2d(
         (B, O, H', W') in x's dtype; channels-last from the native kernel.
 
     Precision: as the weight was packed; sums and all that follows in float32, rounded once. A sample's bits
-        don't depend on the other samples or on threads; they differ between ISA levels. True float32
+        don't depend on the other samples or on threads; they differ between ISA levels, but for int8. There
+        the patch under an output pixel (of one group) is q s, s = max|x| / 127, q integers; its sums of
+        integers are exact, and a NaN or an infinity in it gives NaN. True float32
         products of 3 x 3 taps at stride 1 are Winograd's, whose error is below a plain sum's (0.1 to 0.6 of
         PyTorch's); an infinity or NaN in x then makes all outputs of its tiles NaN.
 
@@ -299,13 +307,18 @@ def conv2d(
         x = F.interpolate(x, scale_factor=float(upsample), mode="nearest")
     pads = pads_of(padding)
     symmetric = pads[0] == pads[1] and pads[2] == pads[3]
-    if not symmetric:
+    quantised = isinstance(weight, PackedWeight) and weight.product == "int8"
+    if not symmetric or quantised:
         x = F.pad(x, pads)
-    w = tensor_of(weight).to(x.dtype)
-    inner = (pads[2], pads[0]) if symmetric else 0
-    y = F.conv2d(x, w, bias, pair(stride), inner, pair(dilation), groups)
-    if channel_bias is None and residual is None:
-        return ACTIVATIONS[act](y, slope)  # in float32 inside, rounded once
+    if quantised:
+        y = int8.patch_product(x, tensor_of(weight), pair(stride), pair(dilation), groups)
+        y = y if bias is None else y + bias[:, None, None]
+    else:
+        w = tensor_of(weight).to(x.dtype)
+        inner = (pads[2], pads[0]) if symmetric else 0
+        y = F.conv2d(x, w, bias, pair(stride), inner, pair(dilation), groups)
+        if channel_bias is None and residual is None:
+            return ACTIVATIONS[act](y, slope)  # in float32 inside, rounded once
     wide = y.float() if y.dtype == torch.bfloat16 else y
     if channel_bias is not None:
         wide = wide + channel_bias[:, :, None, None]

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from aigc_engine.geometry import out_size
+
 LEVELS = 127
 MOST_DEPTH = 2**17  # 128 * 127 * 2^17 fits int32
 FAINTEST = 2.0**-100  # csrc/cpu/pack.h: rows that are smaller all along count as zero, 1 / scale stays finite
@@ -47,6 +49,23 @@ def product(x: Tensor, weight: Tensor) -> Tensor:
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     (left, rows), (right, columns) = quantise(x), quantise(weight)
     return F.linear(left.to(dtype), right.to(dtype)) * rows.to(dtype) * columns.to(dtype).squeeze(-1)
+
+
+def patch_product(
+    x: Tensor, weight: Tensor, stride: tuple[int, int], dilation: tuple[int, int], groups: int
+) -> Tensor:
+    """Convolution of x (B, C, H, W), already padded, with weight (O, C / groups, kH, kW).
+
+    A row is the patch under an output pixel, in the channels of one group: a scale for each.
+
+    Returns:
+        (B, O, H', W') float32, float64 where x is.
+    """
+    taps = weight.shape[2:]
+    patches = F.unfold(x, tuple(taps), dilation, 0, stride).unflatten(1, (groups, -1))
+    rows, columns = patches.permute(1, 0, 3, 2), weight.flatten(1).chunk(groups)
+    sums = torch.cat([product(row, column) for row, column in zip(rows, columns, strict=True)], dim=-1)
+    return sums.transpose(1, 2).unflatten(2, out_size(x.shape[2:], taps, stride, (0, 0, 0, 0), dilation))
 
 
 def check(op: str, weight: Tensor, depth: int) -> None:

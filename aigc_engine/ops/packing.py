@@ -43,9 +43,17 @@ def pack(
     if weight.device.type == "cpu" and capability.native_missing() is None:
         from aigc_engine.native.packing import pack_rows
 
-        tiles = [pack_rows(matrix, product) for matrix in matrices]
-        data = tiles[0] if len(tiles) == 1 else torch.cat(tiles)
+        packed = [pack_rows(matrix, product) for matrix in matrices]
+        data = packed[0] if len(packed) == 1 else torch.cat(packed)
     return PackedWeight(kind, weight.detach(), version_of(weight), product, data, **layout)
+
+
+def pack_taps(
+    kind: str, weight: Tensor, groups: int, precision: str | None, quantize: str | None = None
+) -> PackedWeight:
+    """Packs a weight (O, C / groups, taps ...): a matrix for each group, its depth (tap, channel)."""
+    matrix = weight.movedim(1, -1).flatten(1)
+    return pack(kind, weight, list(matrix.chunk(groups)), precision, quantize, groups=groups)
 
 
 def _quantised(matrices: list[Tensor]) -> tuple[list[Tensor], dict[str, Any]]:

@@ -2,7 +2,8 @@
 //
 // 2 M K N operations over M output pixels, K = taps x channels, N output channels; floor: the same product's.
 // Patches are gathered block by block straight into tiles, which costs a copy per tap; vector levels pack an
-// image of whole lines of channels once instead (padded.h).
+// image of whole lines of channels once instead (padded.h). int8 patches are always gathered: each has a
+// scale of its own, so a pixel's integers are others in every patch that it's in.
 #include "cpu/padded.h"
 
 namespace aigc::AIGC_ISA {
@@ -16,7 +17,7 @@ const void* offset(const void* p, int64_t elements) {
 }  // namespace
 
 void conv(const ConvArgs& a) {
-  with_product(a.product, a.epilogue.dtype, [&](auto product, auto element) {
+  with_any_product(a.product, a.epilogue.dtype, [&](auto product, auto element) {
     using P = decltype(product);
     using T = decltype(element);
     const int64_t rows = a.batch * a.out_height * a.out_width, columns = a.epilogue.columns / a.groups;
@@ -29,11 +30,13 @@ void conv(const ConvArgs& a) {
       e.bias = offset<T>(e.bias, first), e.sample_bias = offset<T>(e.sample_bias, first);
       e.residual = offset<T>(e.residual, first), e.out = static_cast<T*>(e.out) + first;
       const int64_t panels = panels_of(e), tiles = (source.depth + P::kDepth - 1) / P::kDepth;
-      if (PaddedConv<P, T>::serves(source)) {
-        PaddedConv<P, T>(source, weight, panels, e).run();
-      } else {
+      if (P::kScaled) e.scales += group * panels * kLanes, e.column_sums += group * panels * kLanes;
+      const auto multiply = [&] {
+        if constexpr (PaddedConv<P, T>::kPossible)
+          if (PaddedConv<P, T>::serves(source)) return PaddedConv<P, T>(source, weight, panels, e).run();
         gemm<P, T>(source, weight, rows, panels, e, a.threads);
-      }
+      };
+      multiply();
       weight += panels * tiles * P::kRight;
     }
   });

@@ -207,4 +207,11 @@ inline void with_product(Product product, DType dtype, const F& f) {
   dtype == DType::kFloat32 ? f(BFloat16Product{}, float{}) : f(BFloat16Product{}, uint16_t{});
 }
 
+// The same, int8 included.
+template <class F>
+inline void with_any_product(Product product, DType dtype, const F& f) {
+  if (product != Product::kInt8) return with_product(product, dtype, f);
+  dtype == DType::kFloat32 ? f(Int8Product{}, float{}) : f(Int8Product{}, uint16_t{});
+}
+
 }  // namespace aigc::AIGC_ISA

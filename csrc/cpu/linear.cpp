@@ -28,14 +28,11 @@ struct RowSource {
 }  // namespace
 
 void linear(const LinearArgs& a) {
-  const auto run = [&](auto product, auto element) {
+  with_any_product(a.product, a.epilogue.dtype, [&](auto product, auto element) {
     using T = decltype(element);
     const RowSource<T> source{static_cast<const T*>(a.x), a.x_stride, a.depth, a.epilogue.rows_per_sample};
     gemm<decltype(product), T>(source, a.weight, a.rows, panels_of(a.epilogue), a.epilogue, a.threads);
-  };
-  const DType dtype = a.epilogue.dtype;
-  if (a.product != Product::kInt8) return with_product(a.product, dtype, run);
-  dtype == DType::kFloat32 ? run(Int8Product{}, float{}) : run(Int8Product{}, uint16_t{});
+  });
 }
 
 }  // namespace aigc::AIGC_ISA

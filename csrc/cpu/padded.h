@@ -24,10 +24,10 @@ struct PaddedBlocking {
 template <class P, class T>
 class PaddedConv {
  public:
+  static constexpr bool kPossible = !P::kTiles && !P::kScaled;
+
   // Whole lines of channels only: elsewhere the weight's tiles cross from one tap to the next.
-  static bool serves(const PatchSource<P, T>& source) {
-    return !P::kTiles && !P::kScaled && source.channels % P::kDepth == 0;
-  }
+  static bool serves(const PatchSource<P, T>& source) { return source.channels % P::kDepth == 0; }
 
   PaddedConv(const PatchSource<P, T>& source, const char* right, int64_t panels, const EpilogueArgs& epilogue)
       : source_(source),
