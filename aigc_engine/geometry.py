@@ -12,6 +12,11 @@ def pair(value: int | Sequence[int]) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else (value[0], value[1])
 
 
+def is_depthwise(shape: Sequence[int], groups: int) -> bool:
+    """Whether a weight (O, C / groups, ...) has one output for each of several channels."""
+    return shape[1] == 1 and groups == shape[0] > 1
+
+
 def pads_of(padding: int | Sequence[int]) -> tuple[int, int, int, int]:
     """(left, right, top, bottom) of one number, of (rows, columns), or of the four themselves."""
     if isinstance(padding, int):

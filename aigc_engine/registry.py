@@ -81,7 +81,14 @@ LINES: tuple[Line, ...] = (
     _native("bias_act", "activation"),
     _triton("bias_act"),
     _native("conv1d", "conv", weight=PACKED),
-    _native("conv2d", "conv", weight=PACKED),
+    # PyTorch's own depthwise kernel is as fast with less than 7 x 7 taps or at a stride, and faster in
+    # bfloat16, until something follows.
+    _native(
+        "conv2d",
+        "conv",
+        weight=PACKED,
+        depthwise=frozenset({"no", "fused", "bare float32"}),
+    ),
     _native("conv_transpose1d", "conv", weight=PACKED),
     _native("conv_transpose2d", "conv", weight=PACKED),
     _native("decoder_step", "decode", FLOAT32),

@@ -50,6 +50,7 @@ def conv2d(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, *, groups: int = 1, **kwargs: Any
 ) -> Tensor:
     only(not isinstance(kwargs.get("padding"), str))
+    only(groups == 1 or weight.shape[1] > 1)  # depthwise with few taps and no more to do is PyTorch's
     packed = ops.pack_conv2d(weight, groups=groups)
     return batched(x, 4, lambda x: ops.conv2d(x, packed, bias, groups=groups, **kwargs))
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from aigc_engine import _native, native, ops
+from aigc_engine import _native, accelerate, native, ops
 from aigc_engine.dispatch import UnsupportedError, explain, use_backend
 
 TILED = [name for name, _, runs in native.isa_levels() if runs and name.startswith("amx")]
@@ -123,6 +123,39 @@ def test_plain_weight_runs_the_reference_and_says_why() -> None:
     assert explain(ops.linear, x, ops.pack_linear(w)).runs == "native"
     with use_backend("native"), pytest.raises(UnsupportedError, match="weight tensor, serves"):
         ops.linear(x, w)
+
+
+def test_bare_depthwise_convolutions_are_pytorchs_but_for_many_taps_in_float32() -> None:
+    w, x = randn(20, 1, 7, 7), randn(2, 20, 9, 9, seed=1)
+    packed = ops.pack_conv2d(w.bfloat16(), groups=20)
+    bare = explain(ops.conv2d, x.bfloat16(), packed, groups=20)
+    assert bare.runs == "reference"
+    assert "depthwise bare bfloat16, serves" in str(bare)
+    for options in ({"act": "silu"}, {"channel_bias": randn(2, 20).bfloat16()}):
+        assert explain(ops.conv2d, x.bfloat16(), packed, groups=20, **options).runs == "native"
+    wide = ops.pack_conv2d(w, groups=20)
+    assert explain(ops.conv2d, x, wide, groups=20).runs == "native"
+    assert explain(ops.conv2d, x, wide, groups=20, stride=2).runs == "reference"
+    small = ops.pack_conv2d(w[:, :, :3, :3].clone(), groups=20)
+    assert explain(ops.conv2d, x, small, groups=20).runs == "reference"
+    assert explain(ops.conv2d, x, small, groups=20, act="relu").runs == "native"
+    assert explain(ops.conv2d, x, wide, groups=20, stride=2, act="silu").runs == "native"
+
+
+def test_depthwise_weights_computed_for_a_plan_are_kept_for_pytorch() -> None:
+    """A plan drops plain weights that its kernels don't read; here PyTorch reads them."""
+
+    class Halved(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(randn(20, 1, 3, 3).bfloat16())
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return F.conv2d(x, self.weight * 0.5, padding=1, groups=20).exp()
+
+    module, x = Halved().eval(), randn(2, 20, 5, 5, seed=1).bfloat16()
+    with torch.no_grad(), pytest.warns(RuntimeWarning, match="depthwise bare, few taps"):
+        torch.testing.assert_close(accelerate(module)(x), module(x), rtol=0.05, atol=0.05)
 
 
 def test_changed_weight_is_refused() -> None:

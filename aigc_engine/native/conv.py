@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from aigc_engine import _native, joint
 from aigc_engine.geometry import (
     PANEL,
     ends_of,
+    is_depthwise,
     out_length,
     out_size,
     pads_of,
@@ -80,6 +81,12 @@ def saves_products(
     return inside > 1.25 * 16 * -(-size[0] // 2) * -(-size[1] // 2)
 
 
+def _kernel(weight: PackedWeight) -> Callable[..., None]:
+    """Of a weight as `pack_taps` of aigc_engine/ops/packing.py laid it out."""
+    depthwise = weight.product != "int8" and is_depthwise(weight.shape, weight.groups)
+    return _native.depthwise if depthwise else _native.conv
+
+
 def conv2d(
     x: Tensor,
     weight: Tensor | PackedWeight,
@@ -114,7 +121,7 @@ def conv2d(
     e, _kept = _epilogue(out, bias, act, slope, channel_bias=channel_bias, residual=residual)
     scale(e, weight)
     winograd = plain and saves_products(weight, size, pads, [value.shape[1] for value in inputs])
-    kernel, tiles = (_native.winograd, weight.winograd) if winograd else (_native.conv, weight.data)
+    kernel, tiles = (_native.winograd, weight.winograd) if winograd else (_kernel(weight), weight.data)
     kernel(
         inputs=[_input(value) for value in inputs],
         weight=tiles.data_ptr(),
@@ -201,7 +208,7 @@ def conv1d(
             return _by_blocks(row, weight, blocks, out, bias, act, slope)[:, :, 0]
     residual = None if residual is None else residual[:, :, None]
     e, _kept = _epilogue(out, bias, act, slope, residual=residual)
-    _native.conv(
+    _kernel(weight)(
         inputs=[_input(row)],
         weight=weight.data.data_ptr(),
         size=(B, 1, L),

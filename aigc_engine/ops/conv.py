@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from aigc_engine.dispatch import op
-from aigc_engine.geometry import out_size, pads_of, pair
+from aigc_engine.geometry import is_depthwise, out_size, pads_of, pair
 from aigc_engine.ops import checks, conv_samples, int8
 from aigc_engine.ops.activation import ACTIVATIONS
 from aigc_engine.ops.packing import check_weight, pack_taps
@@ -27,7 +27,7 @@ def pack_conv2d(
     Args:
         weight: (O, C / groups, kH, kW) float32 or bfloat16.
         groups: as `conv2d` will be given.
-        precision: of float32 products, as for `pack_linear`.
+        precision: of float32 products, as for `pack_linear`; depthwise weights (groups = C = O) stay float32.
         quantize: "int8": integers up to 127, a scale max|w| / 127 for each output channel; `conv2d` then
             quantises the patch under each output pixel alike, and adds int8 products exactly. Lossy, as for
             `pack_linear`; what the weight lost is PackedWeight.error. None: as `precision`.
@@ -144,7 +144,15 @@ def weight_fact(weight: Tensor | PackedWeight) -> Mapping[str, Any]:
 
 
 def _facts(x: Tensor, weight: Tensor | PackedWeight, *args: Any, **options: Any) -> Mapping[str, Any]:
-    return weight_fact(weight)
+    depthwise = "no"
+    quantised = isinstance(weight, PackedWeight) and weight.product == "int8"
+    if is_depthwise(weight.shape, options.get("groups", 1)) and not quantised:
+        followed = any(options.get(name) is not None for name in ("channel_bias", "residual"))
+        few = pair(options.get("stride", 1)) != (1, 1) or weight.shape[2:].numel() < 49
+        depthwise = "bare, few taps" if few else f"bare {str(x.dtype).removeprefix('torch.')}"
+        if followed or options.get("act", "none") != "none":
+            depthwise = "fused"
+    return {**weight_fact(weight), "depthwise": depthwise}
 
 
 def _cost(x: Tensor, weight: Tensor | PackedWeight, *args: Any, **options: Any) -> tuple[float, float]:
@@ -172,6 +180,14 @@ WORKLOADS = {
     "ddpm_16px": (2, 256, 256, 16),
     "sd_vae_64px": (1, 512, 512, 64),
     "sd_vae_512px": (1, 128, 128, 512),
+}
+
+# Batch, channels, taps each way, size of depthwise convolutions.
+DEPTHWISE = {
+    "depthwise_3x3_64px": (2, 320, 3, 64),
+    "depthwise_3x3_16px": (2, 1280, 3, 16),
+    "depthwise_5x5_32px": (2, 640, 5, 32),
+    "depthwise_7x7_64px": (2, 192, 7, 64),
 }
 
 
@@ -239,9 +255,13 @@ def _samples(dtype: torch.dtype, device: str) -> Iterator[Sample]:
     whole = torch.randint(-4, 5, (2, 32, 9, 7), generator=g).to(device, dtype)
     weight = pack_conv2d(torch.randint(-1, 2, (6, 32, 3, 3), generator=g).to(device, dtype))
     yield Sample("lines_integers", (whole, weight), {"padding": 1}, exact=dtype == torch.float32)
+    yield from conv_samples.depthwise(nhwc, packed, dtype)
     yield from conv_samples.int8(nhwc, packed)
     for name, (B, C, out, size) in WORKLOADS.items():
         yield Sample(name, (nhwc(B, C, size, size), packed(out, C, 3, 3), randn(out)), same, bench=True)
+    for name, (B, C, taps, size) in DEPTHWISE.items():
+        each = {"groups": C, "padding": taps // 2, "act": "silu"}
+        yield Sample(name, (nhwc(B, C, size, size), packed(C, 1, taps, taps, C), randn(C)), each, bench=True)
 
 
 @op(check=_check_conv2d, samples=_samples, dtypes=checks.FLOATS, facts=_facts, cost=_cost, tiled=True)

@@ -15,7 +15,7 @@ from aigc_engine.geometry import ends_of, out_length
 from aigc_engine.ops import checks
 from aigc_engine.ops.activation import ACTIVATIONS
 from aigc_engine.ops.conv import check_epilogue, check_kernel, check_numbers, weight_fact
-from aigc_engine.ops.packing import check_weight, pack
+from aigc_engine.ops.packing import check_weight, pack_taps
 from aigc_engine.packed import PackedWeight, tensor_of
 from aigc_engine.testing import Sample
 
@@ -34,8 +34,7 @@ def pack_conv1d(weight: Tensor, *, groups: int = 1, precision: str | None = None
     """
     checks.floating("pack_conv1d", "weight", weight)
     check_kernel("pack_conv1d", weight, groups, "(O, C / groups, K)")
-    matrix = weight.permute(0, 2, 1).flatten(1)
-    return pack("conv1d", weight, list(matrix.chunk(groups)), precision, groups=groups)
+    return pack_taps("conv1d", weight, groups, precision)
 
 
 def _check_conv1d(
@@ -99,6 +98,13 @@ def _samples(dtype: torch.dtype, device: str) -> Iterator[Sample]:
     yield Sample("causal_dilated", (randn(2, 33, 40), packed(16, 33, 3), randn(16)), causal, batch_axis=0)
     yield Sample("strided", (randn(2, 16, 50), packed(8, 16, 5)), {"stride": 3}, batch_axis=0)
     yield Sample("groups", (randn(2, 12, 20), packed(24, 3, 3, 4)), {"groups": 4, "padding": 1}, batch_axis=0)
+    causal = {"groups": 40, "padding": (6, 0), "dilation": 2, "act": "silu"}
+    yield Sample("depthwise", (randn(2, 40, 33), packed(40, 1, 4, 40), randn(40)), causal, batch_axis=0)
+    for taps in (3, 4, 5, 7):
+        for L in (1, 15, 20, 39):
+            bare = {"groups": 36, "padding": taps // 2}
+            args = (randn(2, 36, L), packed(36, 1, taps, 36), randn(36))
+            yield Sample(f"depthwise_{taps}_{L}", args, bare, batch_axis=0)
     rest = {"act": "leaky_relu", "slope": 0.1, "residual": randn(2, 40, 30), "padding": 3}
     yield Sample(
         "residual", (randn(2, 30, 40).transpose(1, 2), packed(40, 40, 7), randn(40)), rest, batch_axis=0

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from aigc_engine import capability
-from aigc_engine.geometry import PANEL
+from aigc_engine.geometry import PANEL, is_depthwise
 from aigc_engine.ops import int8
 from aigc_engine.packed import PackedWeight, product_of, tensor_of, version_of
 
@@ -22,9 +22,12 @@ def pack(
     matrices: list[Tensor],
     precision: str | None,
     quantize: str | None = None,
+    tiles: str | None = None,
     **layout: Any,
 ) -> PackedWeight:
     """Packs matrices (columns of the product, depth), one after the other, which hold the weight's values.
+
+    They lie as for another product where `tiles` names one.
 
     Raises:
         ValueError: unknown precision or quantize; to be quantised, but not finite or too deep.
@@ -43,7 +46,7 @@ def pack(
     if weight.device.type == "cpu" and capability.native_missing() is None:
         from aigc_engine.native.packing import pack_rows
 
-        packed = [pack_rows(matrix, product) for matrix in matrices]
+        packed = [pack_rows(matrix, tiles or product) for matrix in matrices]
         data = packed[0] if len(packed) == 1 else torch.cat(packed)
     return PackedWeight(kind, weight.detach(), version_of(weight), product, data, **layout)
 
@@ -51,8 +54,13 @@ def pack(
 def pack_taps(
     kind: str, weight: Tensor, groups: int, precision: str | None, quantize: str | None = None
 ) -> PackedWeight:
-    """Packs a weight (O, C / groups, taps ...): a matrix for each group, its depth (tap, channel)."""
+    """Packs a convolution's weight (O, C / groups, taps ...): a matrix for each group, depth (tap, channel).
+
+    A depthwise one is a single matrix (O, taps), and float32 whatever its dtype.
+    """
     matrix = weight.movedim(1, -1).flatten(1)
+    if quantize is None and is_depthwise(weight.shape, groups):
+        return pack(kind, weight, [matrix.float()], precision, tiles="float32", groups=groups)
     return pack(kind, weight, list(matrix.chunk(groups)), precision, quantize, groups=groups)
 
 

@@ -45,6 +45,7 @@ void bind_kernel(py::module_& m, const char* name) {
 
 void bind_conv(py::module_& m) {
   bind_kernel<&KernelTable::conv>(m, "conv");
+  bind_kernel<&KernelTable::depthwise>(m, "depthwise");
   bind_kernel<&KernelTable::winograd>(m, "winograd");
 }
 

@@ -144,7 +144,8 @@ struct LinearArgs {
 
 // Convolution of channels-last inputs, concatenated by channel and then enlarged by repeating each pixel
 // `upsample` times each way, with a weight packed group by group over (tap row, tap column, channel). Result
-// (b, y, x) is row place[0] + b place[1] + y place[2] + x place[3] of the epilogue's.
+// (b, y, x) is row place[0] + b place[1] + y place[2] + x place[3] of the epilogue's. Depthwise: `groups` is
+// the number of channels, the weight one matrix (channels, taps), packed for float32 products.
 struct ConvArgs {
   const void* inputs[2];  // the second may be null
   int64_t channels[2];    // of each

@@ -21,6 +21,7 @@
 #define AIGC_PLAIN_KERNELS(X)          \
   X(bias_act, BiasActArgs)             \
   X(decoder_step, DecoderStepArgs)     \
+  X(depthwise, ConvArgs)               \
   X(glu, GluArgs)                      \
   X(linear_update, LinearUpdateArgs)   \
   X(philox_normal, PhiloxNormalArgs)   \
