@@ -85,6 +85,7 @@ class PaddedConv {
     const bool stays = size_t(panels_ * tiles * P::kRight) <= caches().l2 / 2;
     PaddedBlocking best{};
     double least = 0.0;
+    bool fitting = false;  // whether the best so far fits; the first one is the whole image
     for (int across : kParts)
       for (int down : kParts)
         for (int ranges : kParts) {
@@ -98,15 +99,15 @@ class PaddedConv {
                                  rows * kPanels * kLanes * 4,
                                  rows * int64_t(sizeof(RowPlace))};
           const bool fits = size_t(b.bytes()) <= caches().l2 / 2;
-          if (!fits && best.height) continue;
+          if (fitting && !fits) continue;
           const int64_t tasks =
               a_.batch * parts(a_.out_height, height) * parts(a_.out_width, width) * parts(panels_, panels);
           const double packing = 8.0 * double(under(height, 0) * under(width, 1) * pixel_lines_);
           const double weight = double(panels * tiles * P::kRight) / (stays ? 32.0 : 8.0);
           const double task = double(rows * panels * tiles) * product + packing + weight;
           const double cycles = double(parts(tasks, a_.threads)) * task;
-          if (best.height && cycles >= least) continue;
-          best = b, least = cycles;
+          if (best.height && fitting == fits && cycles >= least) continue;
+          best = b, least = cycles, fitting = fits;
         }
     return best;
   }
