@@ -22,10 +22,11 @@ from aigc_engine.geometry import (
     transposed_size,
 )
 from aigc_engine.joint import Joint
-from aigc_engine.native import pointwise, threads
+from aigc_engine.native import threads
 from aigc_engine.native.linear import epilogue, scale
 from aigc_engine.native.memory import contiguous, empty
 from aigc_engine.native.packing import PRODUCT_CODES, packed_bytes
+from aigc_engine.native.pointwise import run
 from aigc_engine.packed import PackedWeight
 
 
@@ -178,7 +179,7 @@ def _by_blocks(
     )
     source = sums.permute(0, 2, 3, 1).view(B, *size, height, width, C)
     target = out.permute(0, 2, 3, 1).view(B, size[0], height, size[1], width, C).transpose(2, 3)
-    pointwise.run([], target, source)
+    run([], target, source)
     return out
 
 
