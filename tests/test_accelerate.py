@@ -149,41 +149,6 @@ def test_changed_weights_of_inference_mode_are_noticed() -> None:
     close(fast(x)["sample"], first)
 
 
-def test_folded_and_merged_weights_follow_their_sources() -> None:
-    class Folded(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv, self.norm = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)
-            self.a, self.b = nn.Linear(8, 8), nn.Linear(8, 8)
-
-        def forward(self, x: Tensor) -> Tensor:
-            h = F.relu(self.norm(self.conv(x))).flatten(2).transpose(1, 2)
-            return self.a(h).view(h.shape[0], -1, 2, 4) * self.b(h).view(h.shape[0], -1, 2, 4)
-
-    model = randomised(Folded())
-    fast, x = accelerate(model), torch.randn(2, 3, 6, 6)
-    close(fast(x), eager(model, x))
-    with torch.no_grad():
-        model.norm.running_var.mul_(2.0)
-        model.b.bias.add_(1.0)
-    close(fast(x), eager(model, x))
-
-
-def test_weights_that_are_laid_out_again_follow_too() -> None:
-    one = nn.ConvTranspose2d(8, 16, 4, bias=False)  # by taps
-    square, few = nn.Conv2d(16, 16, 3, padding=1), nn.Conv2d(16, 1, 3, padding=1)  # Winograd's, by blocks
-    model = randomised(nn.Sequential(one, nn.BatchNorm2d(16), nn.ReLU(), square, few))
-    x = torch.randn(2, 8, 1, 1)
-    fast = accelerate(model, strict=True)
-    close(fast(x), eager(model, x))
-    with torch.no_grad():
-        model[0].weight.mul_(-1.0)
-        model[1].running_mean.add_(1.0)
-        model[3].weight.mul_(2.0)
-        model[4].weight.mul_(-3.0)
-    close(fast(x), eager(model, x))
-
-
 def test_threads_give_the_serial_results() -> None:
     model = Block().eval()
     fast = accelerate(model)
