@@ -31,3 +31,9 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def seeded() -> None:
+    """The same random numbers for each test."""
+    torch.manual_seed(0)

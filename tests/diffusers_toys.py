@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
+MARKS = [
+    pytest.mark.filterwarnings("ignore:accelerate. .* run through torch:RuntimeWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.usefixtures("one_thread", "seeded"),
+]
 UNET = {"sample_size": 8, "layers_per_block": 1, "block_out_channels": (16, 32), "norm_num_groups": 8}
 CROSS = {
     "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import json
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,13 +18,7 @@ from aigc_engine.dispatch import tracing
 from aigc_engine.models import architecture
 
 LEFT_TO_TORCH = "ignore:accelerate. .* run through torch:RuntimeWarning"
-pytestmark = pytest.mark.filterwarnings(LEFT_TO_TORCH)
-
-
-@pytest.fixture(autouse=True)
-def seeded() -> Iterator[None]:
-    torch.manual_seed(0)
-    yield
+pytestmark = [pytest.mark.filterwarnings(LEFT_TO_TORCH), pytest.mark.usefixtures("seeded")]
 
 
 def randomised(model: nn.Module) -> nn.Module:
@@ -266,6 +259,13 @@ def test_bad_input() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return x[x > 0]
 
+    class Refused(Exception):
+        pass
+
+    class Refuses(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            raise Refused("not today")
+
     with pytest.raises(TypeError, match="obj function, expected a torch.nn.Module or a diffusers pipeline"):
         accelerate(lambda x: x)
     with pytest.raises(ValueError, match="training mode, expected eval mode; call eval"):
@@ -276,6 +276,8 @@ def test_bad_input() -> None:
         accelerate(Branches().eval())(torch.randn(3))
     with pytest.raises(UnsupportedError, match="Picks can't be captured: .*shape that depends on values"):
         accelerate(Picks().eval())(torch.randn(3))
+    with pytest.raises(Refused, match="not today"):  # the module's own fault is no limit of capturing
+        accelerate(Refuses().eval())(torch.randn(3))
     fast = accelerate(Block().eval())
     with pytest.raises(UnsupportedError, match=r"argument .*\[0\] on meta, expected cpu"):
         fast(torch.randn(1, 3, 8, 8, device="meta"))

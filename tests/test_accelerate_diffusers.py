@@ -16,17 +16,7 @@ from tests.diffusers_toys import cast, error
 
 diffusers = pytest.importorskip("diffusers", reason="diffusers isn't installed")
 pytest.importorskip("transformers", reason="transformers isn't installed")
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:accelerate. .* run through torch:RuntimeWarning"),
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.usefixtures("one_thread", "seeded"),
-]
-
-
-@pytest.fixture
-def seeded() -> None:
-    torch.manual_seed(0)
+pytestmark = toys.MARKS
 
 
 def image(channels: int, batch: int, size: int) -> Tensor:

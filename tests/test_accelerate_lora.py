@@ -15,17 +15,7 @@ from aigc_engine import accelerate
 from tests import diffusers_toys as toys
 from tests.diffusers_toys import error
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:accelerate. .* run through torch:RuntimeWarning"),
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.usefixtures("one_thread", "seeded"),
-]
-
-
-@pytest.fixture
-def seeded() -> None:
-    torch.manual_seed(0)
+pytestmark = toys.MARKS
 
 
 @pytest.mark.filterwarnings("ignore:Already found a `peft_config`:UserWarning")

@@ -16,19 +16,9 @@ from tests import diffusers_toys as toys
 
 diffusers = pytest.importorskip("diffusers", reason="diffusers isn't installed")
 transformers = pytest.importorskip("transformers", reason="transformers isn't installed")
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:accelerate. .* run through torch:RuntimeWarning"),
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.usefixtures("one_thread", "seeded"),
-]
+pytestmark = toys.MARKS
 
 WORDS = ("a", "cat", "dog", "<|startoftext|>", "<|endoftext|>")
-
-
-@pytest.fixture
-def seeded() -> None:
-    torch.manual_seed(0)
 
 
 def result(pipe: Any, kind: str = "images", **options: Any) -> Any:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aigc_engine import accelerate
-from tests.test_accelerate import close, eager, randomised, seeded  # noqa: F401 (a fixture)
+from tests.test_accelerate import close, eager, randomised
+
+pytestmark = pytest.mark.usefixtures("seeded")
 
 
 def test_folded_and_merged_weights_follow_their_sources() -> None:

@@ -189,7 +189,7 @@ def test_cases_are_timed_beside_their_ceiling(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize("suffix", plot.SUFFIXES)
 def test_roofline_is_written_whole(tmp_path: Path, suffix: str) -> None:
-    pytest.importorskip("matplotlib")
+    pytest.importorskip("matplotlib", reason="matplotlib isn't installed")
     rows = [
         row(f"linear-{kind}-{i}", f"linear-{kind}", 1.5, gflops=9.0 + i, gbps=1.0 + i % 3)
         for kind in ("float32", "bfloat16", "int8")
@@ -202,7 +202,7 @@ def test_roofline_is_written_whole(tmp_path: Path, suffix: str) -> None:
 
 
 def test_roofline_needs_operations_and_bytes(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
+    pytest.importorskip("matplotlib", reason="matplotlib isn't installed")
     with pytest.raises(ValueError, match="no case of ops has both operations and bytes"):
         plot.roofline(record_of(row("ddim", "", 3.0, gflops=None)), tmp_path / "roof.png")
     assert list(tmp_path.iterdir()) == []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -18,13 +18,10 @@ from aigc_engine.diffusion.recorded import recorded
 from aigc_engine.graph.accelerated import Accelerated
 
 CHANNELS = 16
-pytestmark = pytest.mark.filterwarnings("ignore:accelerate. .* run through torch:RuntimeWarning")
-
-
-@pytest.fixture(autouse=True)
-def seeded() -> Iterator[None]:
-    torch.manual_seed(0)
-    yield
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:accelerate. .* run through torch:RuntimeWarning"),
+    pytest.mark.usefixtures("seeded"),
+]
 
 
 class Denoiser(nn.Module):

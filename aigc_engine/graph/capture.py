@@ -25,6 +25,10 @@ from aigc_engine.dispatch import UnsupportedError, capturing
 from aigc_engine.graph.traced import Traced, evaluate, expression, traced
 
 Sizes = Literal["any", "not one", "given"]
+# What says that a module can't be traced: torch.export's own errors are RuntimeErrors, or TypeErrors and
+# ValueErrors for arguments; the others come from the module's code, which meets a tensor where it had a
+# number, or two rows where it had one.
+LIMITS = (RuntimeError, TypeError, ValueError, AttributeError, LookupError, AssertionError)
 _ONES = ("!= 1", ">= 2", "> 1")  # guards that only say that a size isn't 1
 
 
@@ -163,7 +167,7 @@ def capture(
         dynamic = tuple(pytree.tree_map(_dynamic, args)), pytree.tree_map(_dynamic, kwargs)
     try:
         program, guards = _export(module, args, kwargs, dynamic)
-    except Exception as error:
+    except LIMITS as error:
         raise UnsupportedError(
             f"accelerate: {type(module).__name__} can't be captured: {_first_lines(error)}; "
             "torch.export says more"

@@ -88,6 +88,50 @@ def _kernel(weight: PackedWeight) -> Callable[..., None]:
     return _native.depthwise if depthwise else _native.conv
 
 
+def _run(
+    kernel: Callable[..., None],
+    inputs: Sequence[Tensor],
+    tiles: int,
+    product: str,
+    e: Any,
+    *,
+    size: tuple[int, int],
+    out_size: tuple[int, int],
+    taps: Sequence[int],
+    padding: tuple[int, int],
+    stride: tuple[int, int] = (1, 1),
+    dilation: tuple[int, int] = (1, 1),
+    upsample: int = 1,
+    groups: int = 1,
+    place: tuple[int, int, int, int] | None = None,
+) -> None:
+    """Calls a convolution kernel.
+
+    Args:
+        inputs: (B, C, H, W) as pixels, whose channels follow each other.
+        tiles: address of the weight's, for this product.
+        size: of the enlarged input; padding is above and left.
+        place: in pixels of the result, where the first output goes, and steps of sample, row and column;
+            None: they fill it.
+    """
+    kernel(
+        inputs=[_input(value) for value in inputs],
+        weight=tiles,
+        size=(inputs[0].shape[0], *size),
+        out_size=out_size,
+        taps=tuple(taps),
+        stride=stride,
+        dilation=dilation,
+        padding=padding,
+        upsample=upsample,
+        groups=groups,
+        place=place or (0, out_size[0] * out_size[1], out_size[1], 1),
+        product=PRODUCT_CODES[product],
+        epilogue=e,
+        threads=threads(),
+    )
+
+
 def conv2d(
     x: Tensor,
     weight: Tensor | PackedWeight,
@@ -123,21 +167,20 @@ def conv2d(
     scale(e, weight)
     winograd = plain and saves_products(weight, size, pads, [value.shape[1] for value in inputs])
     kernel, tiles = (_native.winograd, weight.winograd) if winograd else (_kernel(weight), weight.data)
-    kernel(
-        inputs=[_input(value) for value in inputs],
-        weight=tiles.data_ptr(),
-        size=(B, H, W),
+    _run(
+        kernel,
+        inputs,
+        tiles.data_ptr(),
+        weight.product,
+        e,
+        size=(H, W),
         out_size=size,
-        taps=tuple(taps),
+        taps=taps,
+        padding=(pads[2], pads[0]),
         stride=strides,
         dilation=dilations,
-        padding=(pads[2], pads[0]),
         upsample=upsample,
         groups=groups,
-        place=(0, size[0] * size[1], size[1], 1),
-        product=PRODUCT_CODES[weight.product],
-        epilogue=e,
-        threads=threads(),
     )
     return out
 
@@ -161,21 +204,17 @@ def _by_blocks(
     if channel_bias is not None:
         channel_bias = contiguous(channel_bias[:, None].expand(B, height * width, C)).flatten(1)
     e, _kept = _epilogue(sums, bias, act, slope, channel_bias=channel_bias)
-    _native.conv(
-        inputs=[_input(x)],
-        weight=weight.joined(blocks).data_ptr(),
-        size=(B, *x.shape[2:]),
+    _run(
+        _native.conv,
+        [x],
+        weight.joined(blocks).data_ptr(),
+        weight.product,
+        e,
+        size=(x.shape[2], x.shape[3]),
         out_size=size,
         taps=(blocks.rows.taps, blocks.columns.taps),
-        stride=(blocks.rows.stride, blocks.columns.stride),
-        dilation=(1, 1),
         padding=(blocks.rows.padding, blocks.columns.padding),
-        upsample=1,
-        groups=1,
-        place=(0, size[0] * size[1], size[1], 1),
-        product=PRODUCT_CODES[weight.product],
-        epilogue=e,
-        threads=threads(),
+        stride=(blocks.rows.stride, blocks.columns.stride),
     )
     source = sums.permute(0, 2, 3, 1).view(B, *size, height, width, C)
     target = out.permute(0, 2, 3, 1).view(B, size[0], height, size[1], width, C).transpose(2, 3)
@@ -209,21 +248,19 @@ def conv1d(
             return _by_blocks(row, weight, blocks, out, bias, act, slope)[:, :, 0]
     residual = None if residual is None else residual[:, :, None]
     e, _kept = _epilogue(out, bias, act, slope, residual=residual)
-    _kernel(weight)(
-        inputs=[_input(row)],
-        weight=weight.data.data_ptr(),
-        size=(B, 1, L),
+    _run(
+        _kernel(weight),
+        [row],
+        weight.data.data_ptr(),
+        weight.product,
+        e,
+        size=(1, L),
         out_size=(1, length),
         taps=(1, taps),
+        padding=(0, ends_of(padding)[0]),
         stride=(1, stride),
         dilation=(1, dilation),
-        padding=(0, ends_of(padding)[0]),
-        upsample=1,
         groups=groups,
-        place=(0, length, length, 1),
-        product=PRODUCT_CODES[weight.product],
-        epilogue=e,
-        threads=threads(),
     )
     return out[:, :, 0]
 
@@ -305,21 +342,17 @@ def _transposed(
                 ((y + pads[0]) % strides[0], (z + pads[1]) % strides[1]),
             )
             reach = [len(taps_of(k, s, r)) or 1 for k, s, r in zip(taps, strides, remainder, strict=True)]
-            _native.conv(
-                inputs=[_input(x)],
-                weight=tiles.data_ptr() + offsets[remainder[0] * strides[1] + remainder[1]],
-                size=(x.shape[0], *x.shape[2:]),
+            _run(
+                _native.conv,
+                [x],
+                tiles.data_ptr() + offsets[remainder[0] * strides[1] + remainder[1]],
+                weight.product,
+                e,
+                size=(x.shape[2], x.shape[3]),
                 out_size=(-(-(size[0] - y) // strides[0]), -(-(size[1] - z) // strides[1])),
                 taps=reach,
-                stride=(1, 1),
-                dilation=(1, 1),
                 padding=(reach[0] - 1 - first[0], reach[1] - 1 - first[1]),
-                upsample=1,
-                groups=1,
                 place=(y * size[1] + z, size[0] * size[1], strides[0] * size[1], strides[1]),
-                product=PRODUCT_CODES[weight.product],
-                epilogue=e,
-                threads=threads(),
             )
 
 
