@@ -20,7 +20,7 @@ test: $(VENV)/.built-dev
 
 # As many random networks as find what the suite's few don't: five minutes.
 fuzz: $(VENV)/.built-dev
-	HYPOTHESIS_PROFILE=fuzz $(BIN)/python -m pytest tests/test_graph_random.py
+	$(BIN)/python -m pytest --hypothesis-profile=fuzz tests/test_graph_random.py
 
 check: $(VENV)/.built-dev
 	$(BIN)/ruff check .

@@ -6,10 +6,19 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from aigc_engine import native, ops
 from aigc_engine.dispatch import Op
 from tests.interpreted import pytest_configure, pytest_pyfunc_call  # noqa: F401 (hooks)
+
+# `make fuzz` names the other one.
+SUITE = settings(
+    max_examples=12, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck)
+)
+settings.register_profile("suite", SUITE)
+settings.register_profile("fuzz", SUITE, max_examples=200, derandomize=False, print_blob=True)
+settings.load_profile("suite")
 
 ALL_OPS = [value for _, value in sorted(vars(ops).items()) if isinstance(value, Op)]
 

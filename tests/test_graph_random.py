@@ -2,29 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import pytest
 import torch
 import torch.utils._pytree as pytree
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
 from aigc_engine import accelerate
 from tests.random_networks import CHANNELS, KINDS, Network
-
-SUITE = settings(
-    max_examples=12,
-    derandomize=True,
-    deadline=None,
-    database=None,
-    suppress_health_check=list(HealthCheck),
-)
-settings.register_profile("suite", SUITE)
-settings.register_profile("fuzz", SUITE, max_examples=200, derandomize=False, print_blob=True)
-PROFILE = settings.get_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))  # make fuzz names the other
 
 LAYERS = st.lists(
     st.tuples(st.sampled_from(KINDS), st.integers(0, 3), st.integers(0, 6)), min_size=1, max_size=4
@@ -42,7 +30,6 @@ def arguments(
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.filterwarnings("ignore:accelerate. .* run through torch:RuntimeWarning")
 @pytest.mark.timeout(3600)
-@settings(PROFILE)
 @given(layers=LAYERS, seed=st.integers(0, 1000), context=st.booleans(), number=st.booleans())
 def test_random_networks(layers: list[tuple[str, int, int]], seed: int, context: bool, number: bool) -> None:
     torch.manual_seed(seed)
