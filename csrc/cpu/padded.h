@@ -13,6 +13,9 @@
 
 namespace aigc::AIGC_ISA {
 
+// Sums of so many rows and two panels take a fourth of the smallest L1.
+constexpr int64_t kStripRows = 64;
+
 // Output pixels of a task, its panels, and the bytes that it takes.
 struct PaddedBlocking {
   int64_t height, width, panels;
@@ -36,7 +39,7 @@ class PaddedConv {
         panels_(panels),
         epilogue_(epilogue),
         pixel_lines_(source.channels / P::kDepth),
-        joined_(a_.dilation[1] == 1 && pixel_lines_ < P::kStretch),
+        joined_((a_.dilation[1] == 1 || pixel_lines_ == 1) && pixel_lines_ < P::kStretch),
         blocking_(choose_blocking()) {}
 
   void run() const {
@@ -119,9 +122,10 @@ class PaddedConv {
     task.height = smaller(blocking_.height, a_.out_height - task.y);
     task.width = smaller(blocking_.width, a_.out_width - task.x);
     RowPlace* place = task.places;
-    for (int64_t row = task.y; row < task.y + task.height; ++row)
-      for (int64_t x = task.x; x < task.x + task.width; ++x)
-        *place++ = source_.place((task.b * a_.out_height + row) * a_.out_width + x);
+    for (int64_t row = task.y; row < task.y + task.height; ++row) {
+      RowPlace at = source_.place((task.b * a_.out_height + row) * a_.out_width + task.x);
+      for (int64_t x = 0; x < task.width; ++x, at.row += a_.place[3]) *place++ = at;
+    }
     const int64_t first = task.y * a_.stride[0] - a_.padding[0];
     for (int64_t i = 0; i < under(task.height, 0); ++i)
       if (uint64_t(first + i) < uint64_t(a_.height))
@@ -155,48 +159,71 @@ class PaddedConv {
       p + 1 < last ? multiply_panels<2>(task, p) : multiply_panels<1>(task, p);
   }
 
-  // Depth in chunks whose panels stay in L1 while the rectangle's rows pass by.
+  // Rows of a rectangle that go through all taps before the next ones do.
+  struct Strip {
+    int64_t top, bottom, first, last;
+
+    int64_t width() const { return last - first; }
+    int64_t rows() const { return (bottom - top) * width(); }
+  };
+
+  // Panels that stay in L2 pass by few rows at a time, whose sums never leave L1; larger ones by all rows,
+  // in chunks that stay in L1.
   template <int V>
   void multiply_panels(const Task& task, int64_t p) const {
+    const int64_t panel = a_.taps[0] * a_.taps[1] * pixel_lines_ * P::kRight;
+    if (V * panel > int64_t(caches().l2) / 4)
+      return multiply_strip<V>(task, {0, task.height, 0, task.width}, p, panel);
+    const int64_t width = even(task.width, kStripRows);
+    for (int64_t y = 0; y < task.height; ++y)
+      for (int64_t x = 0; x < task.width; x += width)
+        multiply_strip<V>(task, {y, y + 1, x, smaller(x + width, task.width)}, p, panel);
+  }
+
+  template <int V>
+  void multiply_strip(const Task& task, const Strip& strip, int64_t p, int64_t panel) const {
     const int64_t runs = joined_ ? 1 : a_.taps[1], run = a_.taps[1] / runs * pixel_lines_;
     const int64_t stretch = even(run, P::kStretch);
     const int64_t stretches = int64_t(caches().l1) / 4 * 3 / (kPanels * P::kRight) / stretch;
-    const int64_t chunk = (stretches < 1 ? 1 : stretches) * stretch;
-    const int64_t rows = task.height * task.width, panel = a_.taps[0] * runs * run * P::kRight;
-    std::memset(task.sums, 0, size_t(rows * V * kLanes) * 4);
+    const int64_t chunk = strip.rows() <= kStripRows ? run : (stretches < 1 ? 1 : stretches) * stretch;
     Piece piece{};
-    piece.right = right_ + p * panel;
+    piece.right = right_ + p * panel, piece.stretch = stretch;
     for (piece.tap_y = 0; piece.tap_y < a_.taps[0]; ++piece.tap_y)
       for (piece.tap_x = 0; piece.tap_x < runs; ++piece.tap_x)
-        for (piece.tile = 0; piece.tile < run; piece.tile += chunk) {
-          piece.tiles = smaller(chunk, run - piece.tile), piece.stretch = stretch;
-          multiply_piece<V>(task, piece, panel);
+        for (piece.tile = 0; piece.tile < run; piece.tile += chunk, piece.add = true) {
+          piece.tiles = smaller(chunk, run - piece.tile);
+          multiply_piece<V>(task, strip, piece, panel);
           piece.right += piece.tiles * P::kRight;
         }
-    finish<T, SumsOf<P>>(epilogue_, task.places, int(rows), p, V, task.sums, rows * kLanes);
+    finish<T, SumsOf<P>>(epilogue_, task.places + strip.top * task.width + strip.first, int(strip.rows()), p,
+                         V, task.sums, strip.rows() * kLanes);
   }
 
-  // Depth that all pixels of a rectangle have in common: some tiles of a tap, or of a joined row of taps.
+  // Depth that all pixels of a strip have in common: some tiles of a tap, or of a joined row of taps.
   struct Piece {
     int64_t tap_y, tap_x, tile, tiles, stretch;
     const char* right;
+    bool add;  // to what earlier pieces gave
   };
 
   template <int V>
-  void multiply_piece(const Task& task, const Piece& piece, int64_t panel) const {
-    const int64_t pitch = a_.stride[1] * pixel_bytes(), sum_panel = task.height * task.width * kLanes;
-    const auto [top, bottom] = within(piece.tap_y, 0, task.y, task.height, a_.height);
-    auto [first, last] = within(piece.tap_x, 1, task.x, task.width, a_.width);
-    if (joined_) first = 0, last = task.width;
+  void multiply_piece(const Task& task, const Strip& strip, const Piece& piece, int64_t panel) const {
+    const int64_t pitch = a_.stride[1] * pixel_bytes(), sum_panel = strip.rows() * kLanes;
+    const auto [top, bottom] = within(piece.tap_y, 0, task.y, strip.top, strip.bottom, a_.height);
+    auto [first, last] = within(piece.tap_x, 1, task.x, strip.first, strip.last, a_.width);
+    if (joined_) first = strip.first, last = strip.last;
+    const bool all = bottom - top == strip.bottom - strip.top && last - first == strip.width();
+    if (!piece.add && !all) std::memset(task.sums, 0, size_t(V * sum_panel) * 4);
     const int64_t steps = parts(last - first, kMostRows);
+    const int64_t left_tile = P::kLeft * (pixel_lines_ == 1 ? a_.dilation[1] : 1);
     const char* lines = task.lines + piece.tap_x * a_.dilation[1] * pixel_bytes() + piece.tile * P::kLeft;
     for (int64_t y = top; y < bottom; ++y) {
       const char* left = lines + (y * a_.stride[0] + piece.tap_y * a_.dilation[0]) * line_bytes(task.width);
-      float* sums = task.sums + y * task.width * kLanes;
+      float* sums = task.sums + ((y - strip.top) * strip.width() - strip.first) * kLanes;
       for (int64_t step = 0, x = first; step < steps; ++step) {
         const int n = int((last - first) / steps + (step < (last - first) % steps));
-        multiply_few<P, V>(n, left + x * pitch, pitch, int64_t(P::kLeft), piece.right, panel, piece.tiles, 0,
-                           sums + x * kLanes, sum_panel, true, piece.stretch);
+        multiply_few<P, V>(n, left + x * pitch, pitch, left_tile, piece.right, panel, piece.tiles, 0,
+                           sums + x * kLanes, sum_panel, piece.add || !all, piece.stretch);
         x += n;
       }
     }
@@ -206,11 +233,11 @@ class PaddedConv {
     int64_t first, last;
   };
 
-  // Which of `count` outputs from `from` on have the tap inside the image.
-  Range within(int64_t tap, int axis, int64_t from, int64_t count, int64_t size) const {
+  // Which of the outputs [begin, end) after `from` have the tap inside the image.
+  Range within(int64_t tap, int axis, int64_t from, int64_t begin, int64_t end, int64_t size) const {
     const int64_t stride = a_.stride[axis], at = from * stride - a_.padding[axis] + tap * a_.dilation[axis];
     const int64_t first = at < 0 ? parts(-at, stride) : 0, last = at < size ? parts(size - at, stride) : 0;
-    return {smaller(first, count), smaller(last, count)};
+    return {smaller(larger(first, begin), end), smaller(larger(last, begin), end)};
   }
 
   const PatchSource<P, T>& source_;
