@@ -143,7 +143,7 @@ class Depthwise {
  public:
   explicit Depthwise(const ConvArgs& args)
       : a_(args),
-        panels_(parts(args.epilogue.columns, kLanes)),
+        panels_(blocks_of(args.epilogue.columns, kLanes)),
         // A panel as a float32 product has it: depth in whole tiles.
         panel_(round_up(args.taps[0] * args.taps[1], kTileRows) * kLanes),
         plain_(args.epilogue.act == Activation::kNone && !args.epilogue.gate && !args.epilogue.residual &&
@@ -153,7 +153,7 @@ class Depthwise {
   }
 
   void run() const {
-    const int64_t down = parts(a_.out_height, height_), across = parts(a_.out_width, width_);
+    const int64_t down = blocks_of(a_.out_height, height_), across = blocks_of(a_.out_width, width_);
     parallel_for(a_.batch * down * across, 1, a_.threads, [&](int64_t begin, int64_t end) {
       Task task{};
       task.sums = static_cast<float*>(scratch(size_t(bytes())));
@@ -186,15 +186,12 @@ class Depthwise {
     int64_t first, last;
   };
 
-  static int64_t parts(int64_t whole, int64_t part) { return (whole + part - 1) / part; }
-  static int64_t even(int64_t whole, int64_t most) { return parts(whole, parts(whole, most)); }
-
   int64_t reach(int axis) const { return (a_.taps[axis] - 1) * a_.dilation[axis] + 1; }
   int64_t bytes() const { return width_ * (kLanes * 4 + int64_t(sizeof(RowPlace))); }
 
   // The outputs of a row that have all their taps inside. Repeated pixels are looked up one by one.
   Range inside() const {
-    const int64_t room = a_.width - reach(1) + a_.padding[1], first = parts(a_.padding[1], a_.stride[1]);
+    const int64_t room = a_.width - reach(1) + a_.padding[1], first = blocks_of(a_.padding[1], a_.stride[1]);
     const int64_t last = room < 0 || a_.upsample > 1 ? 0 : smaller(room / a_.stride[1] + 1, a_.out_width);
     return {smaller(first, last), last};
   }
@@ -203,7 +200,7 @@ class Depthwise {
   Range within(int64_t first, int axis, int64_t size) const {
     const int64_t dilation = a_.dilation[axis], taps = a_.taps[axis];
     if (first >= 0 && first + (taps - 1) * dilation < size) return {0, taps};
-    const auto steps = [=](int64_t pixels) { return dilation == 1 ? pixels : parts(pixels, dilation); };
+    const auto steps = [=](int64_t pixels) { return dilation == 1 ? pixels : blocks_of(pixels, dilation); };
     const int64_t begin = first < 0 ? smaller(steps(-first), taps) : 0;
     const int64_t end = first < size ? smaller(steps(size - first), taps) : 0;
     return {begin, end < begin ? begin : end};
@@ -214,9 +211,9 @@ class Depthwise {
   void choose_blocking() {
     const int64_t pixel = a_.taps[0] * a_.epilogue.columns * int64_t(sizeof(T));
     const int64_t most = (int64_t(caches().l2) / 4 / pixel - reach(1)) / a_.stride[1] + 1;
-    width_ = even(a_.out_width, most < kPixels ? kPixels : most);
-    const int64_t tasks = a_.batch * parts(a_.out_width, width_);
-    height_ = parts(a_.out_height, smaller(parts(4 * a_.threads, tasks), a_.out_height));
+    width_ = even_block(a_.out_width, most < kPixels ? kPixels : most);
+    const int64_t tasks = a_.batch * blocks_of(a_.out_width, width_);
+    height_ = blocks_of(a_.out_height, smaller(blocks_of(4 * a_.threads, tasks), a_.out_height));
   }
 
   void run_row(const Task& task) const {

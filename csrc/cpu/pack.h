@@ -12,10 +12,6 @@ struct RowPlace {
   float scale = 1.0f;
 };
 
-AIGC_INLINE int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
-AIGC_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-AIGC_INLINE int64_t larger(int64_t a, int64_t b) { return a < b ? b : a; }
-
 // x as high + low, two bfloat16: what is left out is at most 2^-16 of x. Floats that would round to
 // infinity are cut instead; an infinity stays in `high`.
 struct Terms {

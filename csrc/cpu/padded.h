@@ -43,8 +43,9 @@ class PaddedConv {
         blocking_(choose_blocking()) {}
 
   void run() const {
-    const int64_t ranges = parts(panels_, blocking_.panels), across = parts(a_.out_width, blocking_.width);
-    const int64_t down = parts(a_.out_height, blocking_.height);
+    const int64_t ranges = blocks_of(panels_, blocking_.panels);
+    const int64_t down = blocks_of(a_.out_height, blocking_.height);
+    const int64_t across = blocks_of(a_.out_width, blocking_.width);
     parallel_for(a_.batch * down * across * ranges, 1, a_.threads, [&](int64_t begin, int64_t end) {
       Task task{};
       task.lines = static_cast<char*>(scratch(size_t(blocking_.bytes())));
@@ -69,10 +70,6 @@ class PaddedConv {
     int64_t b, y, x, height, width;  // of the output
   };
 
-  static int64_t parts(int64_t whole, int64_t part) { return (whole + part - 1) / part; }
-  // The length of parts as equal as can be, none above `most`.
-  static int64_t even(int64_t whole, int64_t most) { return parts(whole, parts(whole, most)); }
-
   // Input pixels under so many output pixels.
   int64_t under(int64_t pixels, int axis) const {
     return (pixels - 1) * a_.stride[axis] + (a_.taps[axis] - 1) * a_.dilation[axis] + 1;
@@ -92,9 +89,9 @@ class PaddedConv {
     for (int across : kParts)
       for (int down : kParts)
         for (int ranges : kParts) {
-          if (across > a_.out_width || down > a_.out_height || ranges > parts(panels_, kPanels)) break;
-          const int64_t width = parts(a_.out_width, across), height = parts(a_.out_height, down);
-          const int64_t panels = round_up(parts(panels_, ranges), kPanels), rows = height * width;
+          if (across > a_.out_width || down > a_.out_height || ranges > blocks_of(panels_, kPanels)) break;
+          const int64_t width = blocks_of(a_.out_width, across), height = blocks_of(a_.out_height, down);
+          const int64_t panels = round_up(blocks_of(panels_, ranges), kPanels), rows = height * width;
           const PaddedBlocking b{height,
                                  width,
                                  panels,
@@ -103,12 +100,12 @@ class PaddedConv {
                                  rows * int64_t(sizeof(RowPlace))};
           const bool fits = size_t(b.bytes()) <= caches().l2 / 2;
           if (fitting && !fits) continue;
-          const int64_t tasks =
-              a_.batch * parts(a_.out_height, height) * parts(a_.out_width, width) * parts(panels_, panels);
+          const int64_t tasks = a_.batch * blocks_of(a_.out_height, height) * blocks_of(a_.out_width, width) *
+                                blocks_of(panels_, panels);
           const double packing = 8.0 * double(under(height, 0) * under(width, 1) * pixel_lines_);
           const double weight = double(panels * tiles * P::kRight) / (stays ? 32.0 : 8.0);
           const double task = double(rows * panels * tiles) * product + packing + weight;
-          const double cycles = double(parts(tasks, a_.threads)) * task;
+          const double cycles = double(blocks_of(tasks, a_.threads)) * task;
           if (best.height && fitting == fits && cycles >= least) continue;
           best = b, least = cycles, fitting = fits;
         }
@@ -174,7 +171,7 @@ class PaddedConv {
     const int64_t panel = a_.taps[0] * a_.taps[1] * pixel_lines_ * P::kRight;
     if (V * panel > int64_t(caches().l2) / 4)
       return multiply_strip<V>(task, {0, task.height, 0, task.width}, p, panel);
-    const int64_t width = even(task.width, kStripRows);
+    const int64_t width = even_block(task.width, kStripRows);
     for (int64_t y = 0; y < task.height; ++y)
       for (int64_t x = 0; x < task.width; x += width)
         multiply_strip<V>(task, {y, y + 1, x, smaller(x + width, task.width)}, p, panel);
@@ -183,7 +180,7 @@ class PaddedConv {
   template <int V>
   void multiply_strip(const Task& task, const Strip& strip, int64_t p, int64_t panel) const {
     const int64_t runs = joined_ ? 1 : a_.taps[1], run = a_.taps[1] / runs * pixel_lines_;
-    const int64_t stretch = even(run, P::kStretch);
+    const int64_t stretch = even_block(run, P::kStretch);
     const int64_t stretches = int64_t(caches().l1) / 4 * 3 / (kPanels * P::kRight) / stretch;
     const int64_t chunk = strip.rows() <= kStripRows ? run : (stretches < 1 ? 1 : stretches) * stretch;
     Piece piece{};
@@ -214,7 +211,7 @@ class PaddedConv {
     if (joined_) first = strip.first, last = strip.last;
     const bool all = bottom - top == strip.bottom - strip.top && last - first == strip.width();
     if (!piece.add && !all) std::memset(task.sums, 0, size_t(V * sum_panel) * 4);
-    const int64_t steps = parts(last - first, kMostRows);
+    const int64_t steps = blocks_of(last - first, kMostRows);
     const int64_t left_tile = P::kLeft * (pixel_lines_ == 1 ? a_.dilation[1] : 1);
     const char* lines = task.lines + piece.tap_x * a_.dilation[1] * pixel_bytes() + piece.tile * P::kLeft;
     for (int64_t y = top; y < bottom; ++y) {
@@ -236,7 +233,8 @@ class PaddedConv {
   // Which of the outputs [begin, end) after `from` have the tap inside the image.
   Range within(int64_t tap, int axis, int64_t from, int64_t begin, int64_t end, int64_t size) const {
     const int64_t stride = a_.stride[axis], at = from * stride - a_.padding[axis] + tap * a_.dilation[axis];
-    const int64_t first = at < 0 ? parts(-at, stride) : 0, last = at < size ? parts(size - at, stride) : 0;
+    const int64_t first = at < 0 ? blocks_of(-at, stride) : 0,
+                  last = at < size ? blocks_of(size - at, stride) : 0;
     return {smaller(larger(first, begin), end), smaller(larger(last, begin), end)};
   }
 

@@ -13,10 +13,6 @@ constexpr int64_t kLong = 8192;  // of contiguous tiles that go through one step
 // the caches that took half the time.
 constexpr int64_t kSquare = 32, kLongSquare = 128, kSquareTile = 32768;
 
-AIGC_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-AIGC_INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
-AIGC_INLINE int64_t blocks_of(int64_t count, int64_t block) { return (count + block - 1) / block; }
-
 // Tensor 0 is the result. The last axis is that of a tile's columns; `row_axis` is that of its rows.
 template <int kTensors>
 struct Walk {

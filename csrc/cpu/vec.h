@@ -27,6 +27,15 @@ namespace aigc::AIGC_ISA {
 #define AIGC_MEMBER inline __attribute__((always_inline))
 #define AIGC_INLINE static AIGC_MEMBER
 
+AIGC_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+AIGC_INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+AIGC_INLINE int64_t blocks_of(int64_t count, int64_t block) { return (count + block - 1) / block; }
+AIGC_INLINE int64_t round_up(int64_t value, int64_t unit) { return blocks_of(value, unit) * unit; }
+// The length of blocks as equal as can be, none longer than `most`.
+AIGC_INLINE int64_t even_block(int64_t count, int64_t most) {
+  return blocks_of(count, blocks_of(count, most));
+}
+
 // The widest register of the level; a wider vector the compiler would keep in memory. AIGC_WIDE names an
 // intrinsic of that width, for what vectors lack or what is lowered badly.
 #if defined(__AVX512F__)

@@ -37,13 +37,13 @@ class Winograd {
         source_(args, 0),
         panels_(panels_of(args.epilogue)),
         depth_(source_.channels / P::kDepth),
-        down_(parts(args.out_height, kOut)),
-        across_(parts(args.out_width, kOut)),
+        down_(blocks_of(args.out_height, kOut)),
+        across_(blocks_of(args.out_width, kOut)),
         tiles_(args.batch * down_ * across_),
         blocking_(choose_blocking()) {}
 
   void run() const {
-    const int64_t ranges = parts(panels_, blocking_.panels), blocks = parts(tiles_, blocking_.tiles);
+    const int64_t ranges = blocks_of(panels_, blocking_.panels), blocks = blocks_of(tiles_, blocking_.tiles);
     parallel_for(blocks * ranges, 1, a_.threads, [&](int64_t begin, int64_t end) {
       Task task{};
       char* room = static_cast<char*>(scratch(size_t(blocking_.bytes())));
@@ -79,7 +79,6 @@ class Winograd {
 
   int64_t input_position() const { return depth_ * blocking_.tiles * P::kLeft + kGap; }   // bytes
   int64_t sum_position() const { return kPanels * blocking_.tiles * kLanes + kGap / 4; }  // floats
-  static int64_t parts(int64_t whole, int64_t part) { return (whole + part - 1) / part; }
 
   // As in gemm.h: estimated cycles of each choice.
   WinogradBlocking choose_blocking() const {
@@ -89,7 +88,7 @@ class Winograd {
     double least = 0.0;
     for (int tiles : kTiles)
       for (int ranges : kRanges) {
-        const int64_t panels = round_up(parts(panels_, ranges), kPanels);
+        const int64_t panels = round_up(blocks_of(panels_, ranges), kPanels);
         const WinogradBlocking b{tiles,
                                  panels,
                                  kPositions * (depth_ * tiles * P::kLeft + kGap),
@@ -102,8 +101,8 @@ class Winograd {
         const double products = double(kPositions * tiles * panels * depth_ * kLanes);
         const double around = double(tiles) * (100.0 * double(depth_) + 80.0 * double(panels));
         const double weight = double(kPositions * panels * depth_ * P::kRight) / (stays ? 32.0 : 8.0);
-        const int64_t tasks = parts(tiles_, tiles) * parts(panels_, panels);
-        const double cycles = double(parts(tasks, a_.threads)) * (products + around + weight);
+        const int64_t tasks = blocks_of(tiles_, tiles) * blocks_of(panels_, panels);
+        const double cycles = double(blocks_of(tasks, a_.threads)) * (products + around + weight);
         if (best.tiles && cycles >= least) continue;
         best = b, least = cycles;
       }
@@ -165,7 +164,7 @@ class Winograd {
   template <int V>
   void multiply_panels(const Task& task, int64_t p) const {
     const int64_t panel = depth_ * P::kRight, sum_panel = blocking_.tiles * kLanes;
-    const int64_t steps = parts(task.tiles, kMostRows);
+    const int64_t steps = blocks_of(task.tiles, kMostRows);
     for (int q = 0; q < kPositions; ++q) {
       const char* right = static_cast<const char*>(a_.weight) + (q * panels_ + p) * panel;
       const char* left = task.inputs + q * input_position();
