@@ -25,11 +25,14 @@ from aigc_engine.graph.capture import Capture, RankError, Sizes, capture, tracea
 from aigc_engine.graph.constants import Constants
 from aigc_engine.graph.fuse import cast_sources, fuse
 from aigc_engine.graph.held import Held
+from aigc_engine.graph.offload import Offloaded
+from aigc_engine.graph.options import Options
 from aigc_engine.graph.plan import Plan
 from aigc_engine.graph.profile import Profile
 from aigc_engine.graph.structure import Structure
 from aigc_engine.packed import use_precision
 
+DEFAULT = Options()
 MOST_SHAPES = 16  # whose plans are kept, by latest use: each plan holds an arena
 
 
@@ -58,8 +61,7 @@ class Accelerated:
     """What `accelerate` returns: called like the module, whose attributes it has.
 
     Args:
-        dtype: that the module is to compute in; None for its own.
-        precision, strict: as `accelerate` says.
+        options: as `accelerate` says.
         patient: whether a module that can't be captured runs as it is, with a warning.
         quiet: no warning of nodes that are left to torch, for whoever explains that otherwise.
     """
@@ -67,16 +69,12 @@ class Accelerated:
     def __init__(
         self,
         module: nn.Module,
-        dtype: torch.dtype | None = None,
-        precision: str | None = None,
-        strict: bool = False,
+        options: Options = DEFAULT,
         patient: bool = False,
         quiet: bool = False,
     ) -> None:
         self._module = module
-        self._dtype = dtype
-        self._precision = precision
-        self._strict = strict
+        self._options = options
         self._patient = patient
         self._patched = _own_forward(module)
         with self._bare():
@@ -87,17 +85,15 @@ class Accelerated:
         self._rounds: bool | None = None  # whether the module rounds Python's numbers; None: not known yet
         self._warned = quiet
         self._refused = ""
+        self._offloaded = None if options.offload is None else Offloaded(module, options.offload)
         self._drop()
 
     @classmethod
-    def shared(
-        cls, module: nn.Module, dtype: torch.dtype | None, precision: str | None, strict: bool
-    ) -> Accelerated:
+    def shared(cls, module: nn.Module, options: Options) -> Accelerated:
         """Of a pipeline's network: what another pipeline installed with these options, or a new one."""
         found = module.__dict__.get("forward")
-        options = (dtype, precision, strict)
-        same = isinstance(found, cls) and (found._dtype, found._precision, found._strict) == options
-        return found if same else cls(module, *options, patient=True)
+        same = isinstance(found, cls) and found._options == options
+        return found if same else cls(module, options, patient=True)
 
     def install(self) -> None:
         """From now on the module itself runs as plans."""
@@ -125,6 +121,9 @@ class Accelerated:
         self._latest: Plan | None = None
         self._structure: Structure | None = None  # as it was at the latest capture
 
+    def _constants(self, found: Capture) -> Constants:
+        return Constants(self._module, found, self._offloaded)
+
     def __getattr__(self, name: str) -> Any:
         if name == "_module":
             raise AttributeError(name)
@@ -142,6 +141,8 @@ class Accelerated:
         """The module itself; plans and packed weights are dropped."""
         with self._lock:
             self._drop()
+            if self._offloaded is not None:
+                self._offloaded.restore(self._module)
         if self._module.__dict__.get("forward") is self:
             self._uninstall()
         return self._module
@@ -168,18 +169,18 @@ class Accelerated:
             RuntimeError: nothing was called yet.
         """
         self._plan_of_latest("save")
-        options = {"numbers_fixed": self._numbers_fixed, "dtype": str(self._dtype)}
+        options = {"numbers_fixed": self._numbers_fixed, "dtype": str(self._options.dtype)}
         saved.save(path, self._module, [graph.capture for graph in self._graphs], options)
 
     def load(self, path: str | Path) -> None:
         """Takes over what `save` wrote of an equal module."""
         captures, options = saved.load(path, self._module)
-        if options["dtype"] != str(self._dtype):
+        if options["dtype"] != str(self._options.dtype):
             raise ValueError(
-                f"accelerate: saved dtype {options['dtype']}, expected {self._dtype}; save it again"
+                f"accelerate: saved dtype {options['dtype']}, expected {self._options.dtype}; save it again"
             )
         self._numbers_fixed = options["numbers_fixed"]
-        self._graphs = [_Graph(found, Constants(self._module, found)) for found in captures]
+        self._graphs = [_Graph(found, self._constants(found)) for found in captures]
         self._structure = Structure(self._module)
 
     def profile(self, *args: Any, **kwargs: Any) -> Profile:
@@ -224,8 +225,10 @@ class Accelerated:
     ) -> Plan:
         from aigc_engine.graph.lower import lower  # it can't be imported without the native module
 
-        with self._lock, torch.inference_mode(False), use_precision(self._precision):
-            return lower(graph.capture, graph.constants, leaves, symbols, outputs=nodes)
+        with self._lock, torch.inference_mode(False), use_precision(self._options.precision):
+            return lower(
+                graph.capture, graph.constants, leaves, symbols, self._options.quantize, outputs=nodes
+            )
 
     def _flat(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Any], pytree.TreeSpec]:
         bound = self._signature.bind(*args, **kwargs)
@@ -238,7 +241,7 @@ class Accelerated:
     @contextmanager
     def _plan(self, given: Sequence[Any], spec: pytree.TreeSpec) -> Iterator[tuple[Plan, _Graph, list[Any]]]:
         """A plan for these arguments that no other call is using, and the arguments as it takes them."""
-        with self._lock, torch.inference_mode(False), torch.no_grad(), use_precision(self._precision):
+        with self._lock, torch.inference_mode(False), torch.no_grad(), use_precision(self._options.precision):
             self._follow()
             if self._rounds is None and any(map(is_fraction, given)):
                 with self._bare():
@@ -261,7 +264,7 @@ class Accelerated:
         self._shapes.clear()  # a tensor was replaced: plans have its old address
         self._graphs = [graph for graph in self._graphs if graph.constants.fits()]
         for graph in self._graphs:
-            graph.constants = Constants(self._module, graph.capture)
+            graph.constants = self._constants(graph.capture)
 
     def _shape(self, given: Sequence[Any], spec: pytree.TreeSpec) -> _Shape:
         key = self._key(given, spec)
@@ -276,7 +279,7 @@ class Accelerated:
         return found
 
     def _key(self, given: Sequence[Any], spec: pytree.TreeSpec) -> Any:
-        precision = self._precision or torch.get_float32_matmul_precision()
+        precision = self._options.precision or torch.get_float32_matmul_precision()
         leaves = tuple(
             (leaf.shape, leaf.dtype) if isinstance(leaf, Tensor) else (type(leaf), leaf)
             for leaf in self._prepared(given)
@@ -294,8 +297,8 @@ class Accelerated:
         for index, leaf in enumerate(leaves):
             if type(leaf) in NUMBERS and not self._numbers_fixed:
                 leaves[index] = leaf if self._rounds and is_fraction(leaf) else as_tensor(leaf)
-            elif self._dtype is not None and isinstance(leaf, Tensor) and leaf.is_floating_point():
-                leaves[index] = leaf.to(self._dtype) if leaf.ndim > 1 else leaf
+            elif self._options.dtype is not None and isinstance(leaf, Tensor) and leaf.is_floating_point():
+                leaves[index] = leaf.to(self._options.dtype) if leaf.ndim > 1 else leaf
         return leaves
 
     def _new_shape(self, given: Sequence[Any], spec: pytree.TreeSpec) -> _Shape:
@@ -328,14 +331,14 @@ class Accelerated:
         """The same from a new graph, for these sizes or others."""
         arguments.check_module(self._module)
         with self._bare():
-            module = traceable(self._module, self._dtype)
+            module = traceable(self._module, self._options.dtype)
             with Structure(module).restored(strict=not self._numbers_fixed):
                 found = capture(module, self._prepared(given), spec, sizes)
-        constants = Constants(self._module, found)
-        if self._dtype is not None:
+        constants = self._constants(found)
+        if self._options.dtype is not None:
             cast_sources(found, constants)
         fuse(found)
-        constants = Constants(self._module, found)
+        constants = self._constants(found)
         graph = _Graph(found, constants)
         self._graphs.append(graph)
         self._structure = Structure(self._module)
@@ -364,16 +367,17 @@ class Accelerated:
         """With a dtype, what results in it are cast to: that of the module's parameters."""
         floats = (p.dtype for p in self._module.parameters() if p.is_floating_point())
         own = next(floats, None)
-        return None if self._dtype is None or own is None else (self._dtype, own)
+        return None if self._options.dtype is None or own is None else (self._options.dtype, own)
 
     def _lower(self, shape: _Shape, leaves: Sequence[Any]) -> Plan:
         from aigc_engine.graph.lower import lower  # it can't be imported without the native module
 
         graph = shape.graph
-        plan = lower(graph.capture, graph.constants, leaves, shape.symbols, self._result_dtype())
+        cast, quantize = self._result_dtype(), self._options.quantize
+        plan = lower(graph.capture, graph.constants, leaves, shape.symbols, quantize, cast)
         left = [call for call in plan.calls if call.reason]
         names = [f"{call.name} ({call.what} {call.shape}: {call.reason})" for call in left]
-        if left and self._strict:
+        if left and self._options.strict:
             raise StrictError(f"accelerate: left to torch: {'; '.join(names)}; strict=False allows it")
         if left and not self._warned:
             self._warned = True

@@ -16,6 +16,8 @@ from torch import Tensor, fx, nn
 
 from aigc_engine import ops
 from aigc_engine.graph.capture import Capture
+from aigc_engine.graph.offload import Offloaded
+from aigc_engine.ops.packing import QUANTIZED
 from aigc_engine.packed import PackedWeight, product_of, version_of
 
 PACKS: Mapping[str, tuple[Callable[..., PackedWeight], tuple[str, ...]]] = {
@@ -24,6 +26,7 @@ PACKS: Mapping[str, tuple[Callable[..., PackedWeight], tuple[str, ...]]] = {
     "conv_transpose2d": (ops.pack_conv_transpose2d, ("stride",)),
     "linear": (ops.pack_linear, ()),
 }
+FEWEST = 32  # channels of either side, for a weight to be quantised: fewer save no time
 
 
 @dataclasses.dataclass
@@ -38,11 +41,16 @@ class _Seen:
 
 
 class Constants:
-    """Values of a capture's static nodes."""
+    """Values of a capture's static nodes.
 
-    def __init__(self, module: nn.Module, capture: Capture) -> None:
+    Args:
+        offloaded: where the module's weights are, if they needn't stay in memory once packed.
+    """
+
+    def __init__(self, module: nn.Module, capture: Capture, offloaded: Offloaded | None = None) -> None:
         self._module = module
         self._capture = capture
+        self._offloaded = offloaded
         self.static = static_nodes(capture)
         self.changes = 0  # how often tensors were followed
         self._seen: dict[fx.Node, _Seen] = {}
@@ -58,17 +66,30 @@ class Constants:
             self._derived[node] = self._compute(node)
         return self._derived[node]
 
-    def packed(self, node: fx.Node, op: str, options: Mapping[str, Any]) -> PackedWeight | Tensor:
+    def packed(
+        self, node: fx.Node, op: str, options: Mapping[str, Any], quantize: str | None = None
+    ) -> PackedWeight | Tensor:
         """A weight as the native kernel wants it; the plain tensor where it can't be packed."""
         weight = self._weight(node)
         if weight.dtype not in (torch.float32, torch.bfloat16):
             return self.value(node)
-        pack, names = PACKS[op]
+        names = PACKS[op][1]
         layout = {name: options[name] for name in names if name in options}
-        key = (node, op, tuple(map(str, layout.items())), product_of(op, weight, None))
+        product = quantize if quantize and _gains(op, weight, **layout) else product_of(op, weight, None)
+        key = (node, op, tuple(map(str, layout.items())), product)
         if key not in self._packed:
-            self._packed[key] = self._slim(node, pack(weight, **layout))
+            self._packed[key] = self._pack(node, op, weight, product, layout)
         return self._packed[key]
+
+    def _pack(
+        self, node: fx.Node, op: str, weight: Tensor, product: str, layout: Mapping[str, Any]
+    ) -> PackedWeight:
+        how = {"quantize": product} if product in QUANTIZED else {"precision": _precision(product)}
+        packed = self._slim(node, PACKS[op][0](weight, **how, **layout))
+        if self._offloaded is not None:
+            for source in self._from(node):
+                self._offloaded.release(self._seen[source].tensor)
+        return packed
 
     def _weight(self, node: fx.Node) -> Tensor:
         """A weight to be packed; what is computed for that alone isn't kept."""
@@ -112,11 +133,9 @@ class Constants:
                     value.copy_(new)
         for key, old in self._packed.items():
             if self._from(key[0]) & changed:
-                weight = self._weight(key[0])
-                pack, names = PACKS[key[1]]
-                layout = {name: getattr(old, name) for name in names}
-                new = pack(weight, precision=_precision(old.product), **layout)
-                self._packed[key] = self._slim(key[0], old.renewed(new))
+                layout = {name: getattr(old, name) for name in PACKS[key[1]][1]}
+                new = self._pack(key[0], key[1], self._weight(key[0]), old.product, layout)
+                self._packed[key] = old.renewed(new)
         for node in changed:
             self._seen[node].stamp = _stamp(self._seen[node].tensor)
 
@@ -153,6 +172,11 @@ def _stamp(tensor: Tensor) -> int:
         return tensor._version
     integers = {1: torch.int8, 2: torch.int16, 4: torch.int32}.get(tensor.itemsize, torch.int64)
     return int(tensor.detach().reshape(-1).view(integers).sum(dtype=torch.int64))
+
+
+def _gains(op: str, weight: Tensor, groups: int = 1, **layout: Any) -> bool:
+    """Whether int8 is worth its error."""
+    return op in ("linear", "conv2d") and groups == 1 and min(weight.shape[:2]) >= FEWEST
 
 
 def _precision(product: str) -> str:

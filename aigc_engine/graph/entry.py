@@ -11,10 +11,8 @@ from torch import nn
 from aigc_engine import capability
 from aigc_engine.dispatch import UnsupportedError
 from aigc_engine.graph.accelerated import Accelerated
+from aigc_engine.graph.options import Options
 from aigc_engine.graph.pipeline import AcceleratedPipeline, networks
-from aigc_engine.packed import PRECISIONS
-
-DTYPES = (torch.float32, torch.bfloat16)
 
 
 def accelerate(
@@ -22,6 +20,8 @@ def accelerate(
     *,
     dtype: torch.dtype | None = None,
     precision: str | None = None,
+    quantize: str | None = None,
+    offload: str | Path | None = None,
     strict: bool = False,
     saved: str | Path | None = None,
 ) -> Any:
@@ -49,6 +49,11 @@ def accelerate(
         dtype: torch.float32 or torch.bfloat16: computes in it, as the module would after `.to(dtype)`, with
             arguments cast (but those of a single axis, which are times) and results cast back; None: its own.
         precision: of float32 products, as `ops.pack_linear` says; None: torch.get_float32_matmul_precision().
+        quantize: "int8": weights of linear layers and 2-D convolutions from 32 channels to 32 or more become
+            integers, as `ops.pack_linear` and `ops.pack_conv2d` say, where they're used in every call. Lossy:
+            each loses about 1 % of its norm, which `explain()` says; compare samples before you rely on it.
+        offload: a folder on a disk: the module's weights move to an unnamed file there, which is mapped, and
+            only packed ones stay in memory. They can be read and written as before, from the file.
         saved: what `save(path)` of an accelerated module wrote: it needn't be captured again.
         strict: raises where a node is left to torch; otherwise one warning says so.
 
@@ -60,22 +65,22 @@ def accelerate(
     Precision: as the ops say: products as `precision`, all else in float32 and rounded once. A sample's bits
         don't depend on its batch as far as nodes are native.
 
-    Memory: packed weights once; for each shape (the latest 16) an arena, whose size `explain()` says.
+    Memory: packed weights beside the module's own, unless those are offloaded; for each shape (the latest 16)
+        an arena, whose size `explain()` says.
 
     Raises:
         TypeError: neither a module nor a pipeline, or another dtype.
-        ValueError: training mode, unknown precision, or saved by another version or of another module.
+        OSError: no room for offloaded weights.
+        ValueError: training mode, unknown precision or quantize, offload is no folder, a weight to be
+            quantised isn't finite, or saved by another version or of another module.
         UnsupportedError: at the call: a module that can't be captured, or tensors elsewhere than on the CPU.
     """
-    if precision is not None and precision not in PRECISIONS:
-        raise ValueError(f"accelerate: precision {precision!r}, expected one of {list(PRECISIONS)}, or None")
-    if dtype is not None and dtype not in DTYPES:
-        raise TypeError(f"accelerate: dtype {dtype!r}, expected one of {list(DTYPES)}, or None")
+    options = Options(dtype, precision, quantize, offload, strict)
     if capability.native_missing() is not None:
         raise UnsupportedError(f"accelerate: {capability.native_missing()}")
     if isinstance(obj, nn.Module):
         _check_eval(obj)
-        fast = Accelerated(obj, dtype, precision, strict)
+        fast = Accelerated(obj, options)
         if saved is not None:
             fast.load(saved)
         return fast
@@ -89,8 +94,7 @@ def accelerate(
     for module in found.values():
         _check_eval(module)
     return AcceleratedPipeline(
-        obj,
-        {name: Accelerated.shared(module, dtype, precision, strict) for name, module in found.items()},
+        obj, {name: Accelerated.shared(module, options) for name, module in found.items()}
     )
 
 

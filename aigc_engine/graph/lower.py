@@ -56,6 +56,7 @@ def lower(
     constants: Constants,
     leaves: Sequence[Any],
     symbols: Mapping[str, int],
+    quantize: str | None = None,
     cast: tuple[torch.dtype, torch.dtype] | None = None,
     outputs: Sequence[fx.Node] | None = None,
 ) -> Plan:
@@ -63,6 +64,8 @@ def lower(
 
     Args:
         symbols: the values of the graph's symbols.
+        quantize: how weights are that are used in every call, None for as they are; what follows from a
+            prompt or a time is computed once and keeps its precision.
         cast: results of the first dtype are returned in the second.
         outputs: nodes whose values are the results, with nothing computed that they don't follow from; None
             takes the graph's.
@@ -73,9 +76,9 @@ def lower(
     with torch.no_grad():
         nodes = _outputs(capture) if outputs is None else outputs
         lifetimes = Lifetimes()
-        _Lowering(capture, constants, leaves, nodes, lifetimes).run()
+        _Lowering(capture, constants, leaves, quantize, nodes, lifetimes).run()
         arena = Arena(lifetimes)
-        lowering = _Lowering(capture, constants, leaves, nodes, arena)
+        lowering = _Lowering(capture, constants, leaves, quantize, nodes, arena)
         values = lowering.run()
     results = []
     for value, node in zip(values, nodes, strict=True):
@@ -102,12 +105,14 @@ class _Lowering:
         capture: Capture,
         constants: Constants,
         leaves: Sequence[Any],
+        quantize: str | None,
         outputs: Sequence[Any],
         memory: Lifetimes | Arena,
     ) -> None:
         self.capture = capture
         self.constants = constants
         self.leaves = dict(zip(capture.inputs, leaves, strict=True))
+        self.quantize = quantize
         self.outputs = outputs
         self.memory = memory
         self.held: dict[fx.Node, Tensor] = {}
@@ -237,7 +242,9 @@ class _Lowering:
 
     def _op(self, node: fx.Node, op: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if op.name in PACKS and isinstance(node.args[1], fx.Node) and node.args[1] in self.constants.static:
-            args = (args[0], self.constants.packed(node.args[1], op.name, kwargs), *args[2:])
+            quantize = self.quantize if self._need is None else None
+            packed = self.constants.packed(node.args[1], op.name, kwargs, quantize)
+            args = (args[0], packed, *args[2:])
         verdict = op.explain(*args, **kwargs)
         if verdict.runs not in ("native", REFERENCE):
             raise UnsupportedError(

@@ -11,6 +11,7 @@ from torch import Tensor, fx
 from aigc_engine import ops
 from aigc_engine.dispatch import Op
 from aigc_engine.ops import checks
+from aigc_engine.packed import PackedWeight
 
 
 def ancestors(outputs: Sequence[Any]) -> set[fx.Node]:
@@ -100,7 +101,12 @@ def options_of(op: Op, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
     """What a fused op does besides: its steps, its activation, and the operands that were other nodes."""
     if op is ops.pointwise:
         return " " + ", ".join(step[0] for step in args[0]) if args[0] else " copy"
-    shown = [str(kwargs["act"])] if kwargs.get("act", "none") != "none" else []
+    shown = [
+        f"int8 ({100 * arg.error:.2f} % off)"
+        for arg in args
+        if isinstance(arg, PackedWeight) and arg.product == "int8"
+    ]
+    shown += [str(kwargs["act"])] if kwargs.get("act", "none") != "none" else []
     shown += [name for name, value in kwargs.items() if isinstance(value, Tensor)]
     return "".join(f" + {name}" for name in shown)
 
