@@ -1,4 +1,4 @@
-"""Linear layers and convolutions with int8 weights against our own bfloat16: what the lossy lever buys."""
+"""int8 weights against our own bfloat16, op by op and in whole networks: what the lossy lever buys."""
 
 from __future__ import annotations
 
@@ -15,15 +15,17 @@ from aigc_engine.ops import conv as conv_op
 from aigc_engine.ops import conv2d, linear, pack_conv2d, pack_linear
 from aigc_engine.ops.linear import GATED, WORKLOADS
 from aigc_engine.packed import PackedWeight
+from bench.bench_network import int8_work
 from bench.case import Case, Mismatch, Work
 
 LARGE, LONE = 1024, 8  # rows: bound by products from here on, bound by reading the weight up to here
-LARGE_TARGET, LONE_TARGET, CONV_TARGET = 1.5, 1.7, 1.3
+LARGE_TARGET, LONE_TARGET = 1.5, 1.7
+NETWORKS = ("ddpm_cifar10_batch_16", "dit_b_2_batch_2", "sd15_unet_256px_batch_2", "sd_vae_decoder_512px")
 ERROR = 0.02  # of the result's norm, on Gaussian data: 1.1 % from int8, the rest for bfloat16 results
 
 
 def cases() -> Iterator[Case]:
-    """Decoding and large workloads of `linear`, all of `conv2d`, named `<workload>_int8`."""
+    """Decoding and large workloads of `linear`, all of `conv2d`, networks; named `<workload>_int8`."""
     for name, (M, _, _, _) in WORKLOADS.items():
         if M >= LARGE or M <= LONE:
             target = LARGE_TARGET if M >= LARGE else LONE_TARGET
@@ -31,7 +33,11 @@ def cases() -> Iterator[Case]:
             yield Case("int8", case, "our bfloat16", partial(_linear_work, name, case), target=target)
     for name in conv_op.WORKLOADS:
         case = f"conv2d-bfloat16-{name}_int8"
-        yield Case("int8", case, "our bfloat16", partial(_conv_work, name, case), target=CONV_TARGET)
+        yield Case("int8", case, "our bfloat16", partial(_conv_work, name, case), target=LARGE_TARGET)
+    for name in NETWORKS:
+        case = f"network-bfloat16-{name}_int8"
+        work = partial(int8_work, name, case)
+        yield Case("int8", case, "our bfloat16", work, seconds=10.0, family="network-int8")
 
 
 def _linear_work(name: str, case: str) -> Work:
@@ -47,6 +53,7 @@ def _linear_work(name: str, case: str) -> Work:
         partial(_verify, case, linear, x, quantised, plain, lambda: F.linear(x.float(), weight.float())),
         flops=2.0 * M * K * N,
         bytes=float(N * K + 2 * M * (K + out)),
+        arithmetic=torch.int8,
     )
 
 
@@ -72,6 +79,7 @@ def _conv_work(name: str, case: str) -> Work:
         ),
         flops=2.0 * pixels * 9 * C * out,
         bytes=float(9 * C * out + 2 * pixels * (C + out)),
+        arithmetic=torch.int8,
     )
 
 

@@ -23,6 +23,7 @@ from bench.rivals import PEERS, Rival
 
 FLOAT32_BOUND = 1e-4  # of the result's norm
 BFLOAT16_BOUND = 1.5  # times eager's own error
+INT8_BOUND = 0.05  # of the result's norm
 RIVAL_BOUND = {torch.float32: 1e-3, torch.bfloat16: 0.1}  # of the norm: theirs does the same job
 
 
@@ -87,15 +88,31 @@ def _work(name: str, dtype: torch.dtype, case: str, rival: Rival) -> Work:
         return (got.double() - wanted.double()).abs().max().item()
 
     flops = float(counted.get_total_flops())
-    weights = sum(value.numel() * value.element_size() for value in model.parameters())
-    return Work(
-        partial(ours, *args, **kwargs),
-        theirs,
-        verify,
-        flops=flops,
-        bytes=float(weights),
-        arithmetic=dtype,
-    )
+    weights = sum(value.nbytes for value in model.parameters())
+    run = partial(ours, *args, **kwargs)
+    return Work(run, theirs, verify, flops=flops, bytes=float(weights), arithmetic=dtype)
+
+
+def int8_work(name: str, case: str) -> Work:
+    """A network in bfloat16 with int8 weights against the same without."""
+    model, args, kwargs = build(name, torch.bfloat16)
+    model = model.to(memory_format=torch.channels_last)
+    ours, theirs = (partial(accelerate(model, quantize=how), *args, **kwargs) for how in ("int8", None))
+
+    def verify() -> float:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # as above
+            got, wanted = _result(ours()), _result(theirs())
+        if not (error := _distance(got, wanted)) <= INT8_BOUND:
+            raise Mismatch(
+                f"{case}: {error:.1%} of the norm off, expected at most {INT8_BOUND:.0%}; not timed"
+            )
+        return (got.double() - wanted.double()).abs().max().item()
+
+    with FlopCounterMode(display=False) as counted, torch.no_grad():
+        model(*args, **kwargs)
+    flops, weights = float(counted.get_total_flops()), sum(value.numel() for value in model.parameters())
+    return Work(ours, theirs, verify, flops=flops, bytes=float(weights), arithmetic=torch.int8)
 
 
 def _channels_last(value: Any) -> Any:
