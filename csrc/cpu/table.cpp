@@ -48,7 +48,11 @@ bool amx_granted() {
 #endif
 }
 
-bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+// What CMakeLists.txt lets the compiler use. F16C, LZCNT and MOVBE came with AVX2 or before.
+bool has_avx2() {
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi") &&
+         __builtin_cpu_supports("bmi2");
+}
 
 bool has_avx512() {
   return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
@@ -64,12 +68,7 @@ bool has_avx512_bf16() {
 // hides their tiles, half as many.
 bool fast_bf16_dots() { return has_avx512_bf16() && __builtin_cpu_is("amd"); }
 
-// -march=sapphirerapids lets the compiler use any of these, so all must be there.
-bool has_amx() {
-  return has_avx512() && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni") &&
-         __builtin_cpu_supports("avx512vbmi2") && __builtin_cpu_supports("avx512bitalg") &&
-         __builtin_cpu_supports("avx512vpopcntdq") && amx_granted();
-}
+bool has_amx() { return has_avx512_bf16() && amx_granted(); }
 
 }  // namespace
 #endif
