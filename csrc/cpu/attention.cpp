@@ -122,7 +122,7 @@ class Attention {
       task.sums = reinterpret_cast<float*>(task.weights + round_up(weight_bytes(), kTileLine));
       task.states = reinterpret_cast<RowState*>(reinterpret_cast<char*>(task.sums) + sum_bytes());
       {
-        const TileSession session;
+        const TileSession<P::kTiles> session;
         for (int64_t item = begin; item < end; ++item) {
           const int64_t head = item / blocks, block = item % blocks, kv = head / shared;
           task.keys = packed_head(kv), task.values = task.keys + packed.key_bytes();

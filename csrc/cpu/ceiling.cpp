@@ -88,7 +88,7 @@ template <class Dots>
 AIGC_INLINE void run_tiles(int64_t rounds, uint16_t fill, const Dots& dots) {
   alignas(kTileLine) uint16_t operand[kTileBytes / 2];
   std::fill(std::begin(operand), std::end(operand), fill);
-  const TileSession session;
+  const TileSession<true> session;
   tile_zero<0>(), tile_zero<1>(), tile_zero<2>(), tile_zero<3>();
   tile_load<4>(operand, kTileLine), tile_load<5>(operand, kTileLine);
   tile_load<6>(operand, kTileLine), tile_load<7>(operand, kTileLine);

@@ -112,7 +112,7 @@ struct Gemm {
       task.sums = reinterpret_cast<float*>(task.left + plan.left);
       task.places = reinterpret_cast<RowPlace*>(task.left + plan.left + plan.sums);
       {
-        const TileSession session;
+        const TileSession<P::kTiles> session;
         for (int64_t item = begin; item < end; ++item) {
           const int64_t first = item / ranges * blocking.rows;
           if (item == begin || first != task.first) enter(task, first);

@@ -11,6 +11,8 @@
 // on any machine.
 #pragma once
 
+#include <cstdlib>
+
 #include "cpu/vec.h"
 
 namespace aigc::AIGC_ISA {
@@ -20,13 +22,18 @@ constexpr int kTileLine = 64;
 constexpr int kTileBytes = kTileRows * kTileLine;
 constexpr int kTileFloats = kTileBytes / 4;
 
+// Tile registers of full size for as long as it lives, for products that are Tiled.
+template <bool Tiled>
+struct TileSession {
+  TileSession() {}
+};
+
 #if defined(__AMX_TILE__)
 
 constexpr bool kHasTiles = true;
 
-// Tile registers of full size for as long as it lives.
-class TileSession {
- public:
+template <>
+struct TileSession<true> {
   TileSession() {
     struct alignas(64) {
       uint8_t palette = 1, start_row = 0, reserved[14] = {};
@@ -72,22 +79,32 @@ AIGC_INLINE void tile_dot_int8() {
 
 constexpr bool kHasTiles = true;
 
-struct TileSession {
-  TileSession() {}
-};
-
 struct EmulatedTile {
   char bytes[kTileBytes];
 };
 inline thread_local EmulatedTile emulated_tiles[8];  // one set for all sources of the level
+inline thread_local bool emulated_session = false;
+
+template <>
+struct TileSession<true> {
+  TileSession() { emulated_session = true; }
+  ~TileSession() { emulated_session = false; }
+};
+
+// Tiles that aren't configured are an illegal instruction.
+AIGC_INLINE void demand_session() {
+  if (!emulated_session) std::abort();
+}
 
 template <int D>
 AIGC_INLINE void tile_zero() {
+  demand_session();
   std::memset(emulated_tiles[D].bytes, 0, kTileBytes);
 }
 
 template <int D>
 AIGC_INLINE void tile_load(const void* p, int64_t stride) {
+  demand_session();
   for (int row = 0; row < kTileRows; ++row)
     std::memcpy(emulated_tiles[D].bytes + row * kTileLine, static_cast<const char*>(p) + row * stride,
                 kTileLine);
@@ -95,11 +112,13 @@ AIGC_INLINE void tile_load(const void* p, int64_t stride) {
 
 template <int S>
 AIGC_INLINE void tile_store(void* p, int64_t stride) {
+  demand_session();
   for (int row = 0; row < kTileRows; ++row)
     std::memcpy(static_cast<char*>(p) + row * stride, emulated_tiles[S].bytes + row * kTileLine, kTileLine);
 }
 
-// As the instruction has it: even and odd products are summed apart, then added to the accumulator.
+// As the instruction has it: even and odd products are summed apart, then added to the accumulator. But the
+// instruction takes and leaves numbers below 2^-126 as zeros, whatever MXCSR says.
 template <int D, int A, int B>
 inline void tile_dot_bf16() {
   uint16_t a[kTileRows][32], b[kTileRows][32];
@@ -136,10 +155,6 @@ inline void tile_dot_int8() {
 #else
 
 constexpr bool kHasTiles = false;
-
-struct TileSession {
-  TileSession() {}
-};
 
 // Never called: lets products name their dot on every level.
 template <int D, int A, int B>
