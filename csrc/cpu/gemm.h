@@ -49,10 +49,13 @@ template <class P>
 inline double estimate(const GemmShape& s, const Blocking& b, int threads) {
   const int64_t row_blocks = (s.rows + b.rows - 1) / b.rows, ranges = (s.panels + b.panels - 1) / b.panels;
   const double row_tiles = double(b.rows) / kTileRows, panels = double(b.panels), tiles = double(s.tiles);
-  const double product = P::kTiles ? 16.0 * P::kRight / kTileBytes : 256.0 * P::kLeft / kTileLine;
+  double product = 256.0 * P::kLeft / kTileLine;
+  if constexpr (P::kTiles) product = 16.0 * (sizeof P::kParts / sizeof(Part));
+  // A lone row tile has but two accumulators, each of which takes the next dot 52 cycles after the last.
+  const double lone = P::kTiles && b.rows / kTileRows % 2 ? 10.0 / 16.0 : 0.0;
   const bool stays = size_t(s.panels * s.tiles * P::kRight) <= caches().l2 / 2;
   const double packing = b.pitch ? 0.0 : P::kScaled ? 192.0 : 48.0;
-  const double task = row_tiles * panels * tiles * product + row_tiles * tiles * packing +
+  const double task = (row_tiles + lone) * panels * tiles * product + row_tiles * tiles * packing +
                       panels * tiles * P::kRight / (stays ? 32.0 : 8.0);
   const int64_t tasks = row_blocks * ranges;
   return double((tasks + threads - 1) / threads) * task;

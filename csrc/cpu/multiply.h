@@ -102,12 +102,13 @@ inline void multiply_tiles(const char* left, int64_t row_tile, int64_t left_tile
   for (int64_t t = 0; t < tiles; ++t) {
     const char *a = left + t * left_tile, *b = right + t * P::kRight;
     for (const Part& part : P::kParts) {
-      tile_load<4>(a + part.left, P::kLeft);
+      if (!part.same_left) tile_load<4>(a + part.left, P::kLeft);
       tile_load<6>(b + part.right, kTileLine);
       P::template dot<0, 4, 6>();
       if constexpr (V > 1) tile_load<7>(b + panel + part.right, kTileLine);
       if constexpr (V > 1) P::template dot<1, 4, 7>();
-      if constexpr (R > 1) tile_load<5>(a + row_tile + part.left, P::kLeft);
+      if constexpr (R > 1)
+        if (!part.same_left) tile_load<5>(a + row_tile + part.left, P::kLeft);
       if constexpr (R > 1) P::template dot<2, 5, 6>();
       if constexpr (R > 1 && V > 1) P::template dot<3, 5, 7>();
     }

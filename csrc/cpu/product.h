@@ -81,6 +81,7 @@ AIGC_INLINE void step_bf16(Vec (&acc)[R][V], const char* left, int64_t pitch, co
 // A left and a right tile that meet, as offsets from the beginning of a tile's operands.
 struct Part {
   int left, right;
+  bool same_left;  // as the part before
 };
 
 struct BFloat16Product {
@@ -88,7 +89,7 @@ struct BFloat16Product {
   using Sum = Vec;
   static constexpr bool kTiles = kHasTiles, kScaled = false;
   static constexpr int kDepth = 32, kLeft = kDepth * sizeof(Left), kRight = kTileBytes, kStretch = 8;
-  static constexpr Part kParts[] = {{0, 0}};
+  static constexpr Part kParts[] = {{0, 0, false}};
 
   template <int R, int V>
   AIGC_MEMBER static void step(Vec (&acc)[R][V], const char* left, int64_t pitch, const char* right,
@@ -110,7 +111,7 @@ struct SplitProduct {
   static constexpr bool kTiles = kHasTiles, kScaled = false;
   static constexpr int kDepth = 32, kHalf = kDepth * sizeof(Left), kLeft = 2 * kHalf;
   static constexpr int kRight = 2 * kTileBytes, kStretch = 4;
-  static constexpr Part kParts[] = {{0, 0}, {0, kTileBytes}, {kHalf, 0}};
+  static constexpr Part kParts[] = {{0, 0, false}, {0, kTileBytes, true}, {kHalf, 0, false}};
 
   template <int R, int V>
   AIGC_MEMBER static void step(Vec (&acc)[R][V], const char* left, int64_t pitch, const char* right,
@@ -154,7 +155,7 @@ struct Int8Product {
   using Sum = UVec;
   static constexpr bool kTiles = kHasTiles, kScaled = true;
   static constexpr int kDepth = 64, kLeft = kDepth * sizeof(Left), kRight = kTileBytes, kStretch = 8;
-  static constexpr Part kParts[] = {{0, 0}};
+  static constexpr Part kParts[] = {{0, 0, false}};
 
   // Where a left line has its element i.
   static constexpr int position(int i) {
