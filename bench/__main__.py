@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             console.print(f"{case.group} {case.name}: {result.ratio:.2f}x {case.against}", highlight=False)
 
-    record = run(options.group, chosen, report=report)
+    record = run(options.group, chosen, report=report, only=options.only)
     console.print(_table(options.group, record))
     for family, ratio in record.geomeans.items():
         console.print(f"{family}: geometric mean {ratio:.2f}x", highlight=False)

@@ -97,6 +97,7 @@ class Record:
     ceilings: Ceilings
     rows: tuple[Row, ...]
     failures: tuple[str, ...]
+    only: tuple[str, ...] = ()  # words that all names have, where the record isn't of all cases
 
     @property
     def geomeans(self) -> dict[str, float]:
@@ -108,7 +109,7 @@ class Record:
         return {family: statistics.geometric_mean(found) for family, found in ratios.items()}
 
     def save(self, folder: Path = RESULTS) -> list[Path]:
-        """Writes <date>-<what>.json and .md, and returns their paths."""
+        """Writes <date>-<what>[-<words>].json and .md, and returns their paths."""
         folder.mkdir(parents=True, exist_ok=True)
         paths = []
         for suffix, text in ((".json", self.as_json()), (".md", self.as_markdown())):
@@ -119,7 +120,7 @@ class Record:
         return paths
 
     def path(self, suffix: str, folder: Path = RESULTS) -> Path:
-        return folder / f"{self.date}-{self.what}{suffix}"
+        return folder / f"{'-'.join((self.date, self.what, *self.only))}{suffix}"
 
     def as_json(self) -> str:
         return json.dumps({**asdict(self), "geomeans": self.geomeans}, indent=1) + "\n"
@@ -127,10 +128,10 @@ class Record:
     def as_markdown(self) -> str:
         m, (before, after) = self.machine, self.load
         versions = ", ".join(f"{name} {version}" for name, version in m["versions"].items())
-        limits = self.ceilings
+        limits, only = self.ceilings, "".join(f" --only {word}" for word in self.only)
         loops = ", ".join(f"{name} {speed:.0f}" for name, speed in limits.compute.items())
         lines = [
-            f"# {self.what}, {self.date}",
+            f"# {' '.join((self.what, *self.only))}, {self.date}",
             "",
             f"- {m['cpu']} ({m['arch']}), {m['cpus']} CPUs; native ISA {m['isa']}, torch {m['torch_isa']}",
             f"- threads: native {m['native_threads']}, torch {m['torch_threads']}; load {before} to {after}",
@@ -138,7 +139,7 @@ class Record:
             f"- ceilings in this run, GFLOP/s: {loops}; torch's float32 matmul {limits.matmul:.0f}",
             f"- GB/s of a copy: {_by_size(limits.copy)}",
             f"- GB/s of reading: {_by_size(limits.read)}",
-            f"- reproduce: `aigc-engine bench {self.what} --save`",
+            f"- reproduce: `aigc-engine bench {self.what}{only} --save`",
             "",
             "| " + " | ".join(HEADINGS) + " |",
             "|---|---|" + "---:|" * (len(HEADINGS) - 2),
@@ -198,8 +199,10 @@ def _side(microseconds: float, rate: float | None, unit: str) -> str:
     return time if rate is None else f"{time} ({rate:.3g} {unit}/s)"
 
 
-def run(what: str, cases: Iterable[Case], *, report: Callable[[Case, Row | str], None]) -> Record:
-    """Measures cases one after another; `report` is told of each as it's done.
+def run(
+    what: str, cases: Iterable[Case], *, report: Callable[[Case, Row | str], None], only: Sequence[str] = ()
+) -> Record:
+    """Measures cases one after another, those with the words `only`; `report` is told of each as it's done.
 
     A case whose sides don't agree is reported and isn't timed; the others go on.
     """
@@ -216,8 +219,9 @@ def run(what: str, cases: Iterable[Case], *, report: Callable[[Case, Row | str],
         rows.append(row)
         report(case, row)
     date = datetime.datetime.now(datetime.timezone.utc).date().isoformat()  # noqa: UP017 (Python 3.10)
+    load = before, machine.load()
     return Record(
-        what, date, machine.describe(), (before, machine.load()), limits, tuple(rows), tuple(failures)
+        what, date, machine.describe(), load, limits, tuple(rows), tuple(failures), only=tuple(only)
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import math
@@ -164,6 +165,15 @@ def test_record_has_ceilings_shares_and_geometric_means(tmp_path: Path) -> None:
     data = json.loads(paths[0].read_text())
     assert data["geomeans"] == made.geomeans
     assert data["ceilings"]["compute"] == LIMITS.compute
+
+
+def test_a_record_of_some_cases_leaves_that_of_all_alone(tmp_path: Path) -> None:
+    some = dataclasses.replace(record_of(row("geglu-float32-a", "", 2.0)), only=("geglu", "float32"))
+    paths = some.save(tmp_path)
+    assert [path.name for path in paths] == [
+        f"2020-02-20-ops-geglu-float32.{kind}" for kind in ("json", "md")
+    ]
+    assert "bench ops --only geglu --only float32 --save" in paths[1].read_text()
 
 
 def test_cases_are_timed_beside_their_ceiling(monkeypatch: pytest.MonkeyPatch) -> None:
