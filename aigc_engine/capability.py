@@ -15,6 +15,8 @@ from pathlib import Path
 
 import torch
 
+CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
+
 
 def forced_isa() -> str | None:
     """The level AIGC_CPU_ISA asks for, or None."""
@@ -109,7 +111,9 @@ def cpus() -> list[int]:
 def caches() -> dict[str, str]:
     """Size of each cache that the first CPU sees ("L1d": "48K"); empty where the system doesn't say."""
     found = {}
-    for index in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
+    for index in sorted(CACHES.glob("index*")):
+        if not (index / "size").exists():  # on ARM where the firmware has no table of caches
+            continue
         level, kind, size = ((index / name).read_text().strip() for name in ("level", "type", "size"))
         found[f"L{level}" + {"Data": "d", "Instruction": "i"}.get(kind, "")] = size
     return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -52,6 +53,17 @@ def test_machine_facts() -> None:
         assert facts["CUDA"].startswith("no device")
 
 
+def test_caches_without_a_size_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for index, (kind, size) in enumerate([("Data", "64K"), ("Unified", None)]):
+        cache = tmp_path / f"index{index}"
+        cache.mkdir()
+        for name, value in (("level", str(index + 1)), ("type", kind), ("size", size)):
+            if value:
+                (cache / name).write_text(value + "\n")
+    monkeypatch.setattr(capability, "CACHES", tmp_path)
+    assert capability.caches.__wrapped__() == {"L1d": "64K"}
+
+
 def test_chosen_level_follows_force_isa() -> None:
     with native.force_isa("portable"):
         assert "portable (chosen" in info.machine()["ISA levels"]
@@ -72,6 +84,7 @@ def test_reasons_are_shown_where_the_native_module_is_missing(monkeypatch: pytes
 def test_the_package_works_without_the_native_module() -> None:
     code = """
 import sys
+from pathlib import Path
 sys.modules["aigc_engine._native"] = None
 import torch, aigc_engine
 print(aigc_engine.sample(lambda x, t, cond: x / 2, (2, 3), steps=2).isfinite().all())

@@ -199,8 +199,16 @@ Pool& pool() {
 // forked child can't use it and makes a pool of its own.
 using OpenMP = void (*)(void (*body)(void*), void* data, unsigned threads, unsigned flags);
 
+// PyTorch's own runtime first: what PyTorch needs isn't always global (its aarch64 wheels load libgomp for
+// themselves), and another runtime may be.
+void* openmp_symbol(const char* name) {
+  static void* const torch = dlopen("libtorch_cpu.so", RTLD_LAZY | RTLD_NOLOAD);
+  void* own = torch ? dlsym(torch, name) : nullptr;
+  return own ? own : dlsym(RTLD_DEFAULT, name);
+}
+
 OpenMP openmp() {
-  static const OpenMP found = reinterpret_cast<OpenMP>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
+  static const OpenMP found = reinterpret_cast<OpenMP>(openmp_symbol("GOMP_parallel"));
   return forked.load(std::memory_order_relaxed) ? nullptr : found;
 }
 
@@ -232,7 +240,7 @@ struct Team {
 
   static int thread_number() {
     using Number = int (*)();
-    static const Number found = reinterpret_cast<Number>(dlsym(RTLD_DEFAULT, "omp_get_thread_num"));
+    static const Number found = reinterpret_cast<Number>(openmp_symbol("omp_get_thread_num"));
     return found();
   }
 };
