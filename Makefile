@@ -9,7 +9,7 @@ CXX_FILES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -
 # The environment's own cmake and ninja for every install: another cmake would build everything anew.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo test fuzz check fix bench graphs sanitize clean
+.PHONY: demo test fuzz check fix bench graphs sanitize test-aarch64 clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.built
@@ -55,6 +55,12 @@ sanitize: $(VENV)/.built-dev
 	  $(abspath $(BIN))/python -c "import ctypes; from aigc_engine import _native; ctypes.CDLL(_native.__file__).__asan_init" && \
 	  timeout 900 $(abspath $(BIN))/python -m pytest -q -p no:cacheprovider --import-mode=append -c $(CURDIR)/pyproject.toml \
 	  $(SANITIZED_TESTS:%=$(CURDIR)/tests/%.py)
+
+# Cross-compiled and emulated; tests/aarch64.sh says on what machine.
+AARCH64_TESTS := test_parity test_linear_update test_ops_norm test_ops_random test_pointwise test_thread_pool test_denoise_loop
+
+test-aarch64: $(VENV)/.built-dev
+	tests/aarch64.sh build/aarch64 -q $(AARCH64_TESTS:%=tests/%.py)
 
 clean:
 	rm -rf build dist out *.egg-info aigc_engine/_native*.so
