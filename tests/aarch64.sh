@@ -19,9 +19,10 @@ if [ ! -e "$root/.complete" ]; then
   arm_pip --no-deps torch==2.10.0 # the last that comes without CUDA
   arm_pip filelock fsspec jinja2 networkx sympy typing_extensions numpy pillow rich safetensors tqdm typer \
     expecttest hypothesis pytest pytest-timeout
+  # A core without SVE: PyTorch makes SVE instructions at run time that Debian 12's emulator does not know.
   cat > "$root/python" << END
 #!/bin/sh
-QEMU_LD_PREFIX=$root PYTHONPATH=\$PYTHONPATH:$root/site exec qemu-aarch64-static $root/usr/bin/python3.11 "\$@"
+QEMU_CPU=neoverse-n1 QEMU_LD_PREFIX=$root PYTHONPATH=\$PYTHONPATH:$root/site exec qemu-aarch64-static $root/usr/bin/python3.11 "\$@"
 END
   chmod +x "$root/python"
   # Tests start Python anew by its name.
