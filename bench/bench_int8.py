@@ -20,7 +20,7 @@ from bench.case import Case, Mismatch, Work
 
 LARGE, LONE = 1024, 8  # rows: bound by products from here on, bound by reading the weight up to here
 LARGE_TARGET, LONE_TARGET = 1.5, 1.7
-NETWORKS = ("ddpm_cifar10_batch_16", "dit_b_2_batch_2", "sd15_unet_256px_batch_2", "sd_vae_decoder_512px")
+NETWORKS = ("ddpm_cifar10_batch_16", "dit_b_2_batch_2", "sd15_unet_256px_batch_2")
 ERROR = 0.02  # of the result's norm, on Gaussian data: 1.1 % from int8, the rest for bfloat16 results
 
 
