@@ -120,7 +120,8 @@ def _keeping(model: nn.Module, args: Any, kwargs: Any, folder: Path) -> Callable
 
     def call(*args: Any, **kwargs: Any) -> Any:
         result = fast(*args, **kwargs)
-        fast.save(folder / "graph")
+        if not (folder / "graph").exists():
+            fast.save(folder / "graph")
         return result
 
     return call
