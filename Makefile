@@ -45,7 +45,7 @@ graphs: $(VENV)/.built-dev
 # Leaks are off, for Python and PyTorch keep what they once allocate; libstdc++ goes along so that exceptions are seen.
 # PYTHONPATH is for subprocesses that import from tests/; the copy, their working folder, comes before it.
 SANITIZED := build/sanitized
-SANITIZED_TESTS := test_parity test_linear_update test_decode test_ops_norm test_ops_random test_thread_pool test_denoise_loop
+SANITIZED_TESTS := test_parity test_conv_int8 test_recorded_denoiser test_linear_update test_decode test_ops_norm test_ops_random test_thread_pool test_denoise_loop
 SANITIZED_ENV = PYTHONPATH=$(CURDIR) LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0
 
 sanitize: $(VENV)/.built-dev
