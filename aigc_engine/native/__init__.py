@@ -6,9 +6,11 @@ An adapter turns tensors into addresses, sizes and strides; validation has been 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import warnings
 from collections.abc import Iterator
 from contextvars import ContextVar
+from pathlib import Path
 
 import torch
 
@@ -18,10 +20,25 @@ DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1}
 FRESH_BYTES = 32 << 20  # glibc takes larger blocks from the system, page by page, and never keeps them
 # csrc/cpu/args.h: enum class CeilingLoop
 CEILING_LOOPS = ("read", "fma_float32", "dot_bfloat16", "dot_int8", "tile_bfloat16", "tile_int8")
+OPENMP = ("GOMP_parallel", "omp_get_thread_num")
 _threads: ContextVar[int | None] = ContextVar("aigc_engine_threads", default=None)
+
+
+def _share_openmp() -> None:
+    """Tells where PyTorch's OpenMP is: its aarch64 wheels load libgomp for themselves, not for all."""
+    library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
+    try:
+        found = ctypes.CDLL(str(library))  # and what it needs
+        entries = [ctypes.cast(found[name], ctypes.c_void_p).value for name in OPENMP]
+    except (OSError, AttributeError):  # another system or another runtime: what is global serves
+        return
+    _native.use_openmp(*entries)
+
 
 if capability.native_missing() is None:
     from aigc_engine import _native
+
+    _share_openmp()
 
     _forced = capability.forced_isa()
     if _forced is not None and not _native.force_isa(_forced):

@@ -30,6 +30,7 @@ PYBIND11_MODULE(_native, m) {
   m.def("available_cpus", &aigc::available_cpus, "CPUs in this process's affinity mask.");
   m.def("prefer_huge_pages",
         [](uintptr_t address, size_t bytes) { aigc::prefer_huge_pages(aigc::out(address), bytes); });
+  m.def("use_openmp", &aigc::use_openmp, "Entry points of the OpenMP runtime whose workers run our chunks.");
   m.def("pool_workers", &aigc::pool_workers, "Worker threads of the pool in this process.");
   m.def("learn_tensors", &aigc::learn_tensors);
 #ifdef AIGC_WITH_CUDA

@@ -199,17 +199,23 @@ Pool& pool() {
 // forked child can't use it and makes a pool of its own.
 using OpenMP = void (*)(void (*body)(void*), void* data, unsigned threads, unsigned flags);
 
-// PyTorch's own runtime first: what PyTorch needs isn't always global (its aarch64 wheels load libgomp for
-// themselves), and another runtime may be.
-void* openmp_symbol(const char* name) {
-  static void* const torch = dlopen("libtorch_cpu.so", RTLD_LAZY | RTLD_NOLOAD);
-  void* own = torch ? dlsym(torch, name) : nullptr;
-  return own ? own : dlsym(RTLD_DEFAULT, name);
+using ThreadNumber = int (*)();
+
+// What is global, until `use_openmp` knows better.
+struct Runtime {
+  std::atomic<OpenMP> parallel{reinterpret_cast<OpenMP>(dlsym(RTLD_DEFAULT, "GOMP_parallel"))};
+  std::atomic<ThreadNumber> thread_number{
+      reinterpret_cast<ThreadNumber>(dlsym(RTLD_DEFAULT, "omp_get_thread_num"))};
+};
+
+Runtime& runtime() {
+  static Runtime found;
+  return found;
 }
 
 OpenMP openmp() {
-  static const OpenMP found = reinterpret_cast<OpenMP>(openmp_symbol("GOMP_parallel"));
-  return forked.load(std::memory_order_relaxed) ? nullptr : found;
+  return forked.load(std::memory_order_relaxed) ? nullptr
+                                                : runtime().parallel.load(std::memory_order_relaxed);
 }
 
 std::atomic<bool> team_busy{false};
@@ -224,7 +230,7 @@ struct Team {
 
   static void work(void* data) {
     const Team& team = *static_cast<Team*>(data);
-    const int64_t own = thread_number();
+    const int64_t own = runtime().thread_number.load(std::memory_order_relaxed)();
     for (int64_t i = 0; i < team.threads; ++i) team.work_on_share((own + i) % team.threads);
   }
 
@@ -237,15 +243,14 @@ struct Team {
       body(context, count * i / chunks, count * (i + 1) / chunks);
     }
   }
-
-  static int thread_number() {
-    using Number = int (*)();
-    static const Number found = reinterpret_cast<Number>(openmp_symbol("omp_get_thread_num"));
-    return found();
-  }
 };
 
 }  // namespace
+
+void use_openmp(uintptr_t parallel, uintptr_t thread_number) {
+  runtime().parallel.store(reinterpret_cast<OpenMP>(parallel));
+  runtime().thread_number.store(reinterpret_cast<ThreadNumber>(thread_number));
+}
 
 void parallel_for(int64_t count, int64_t grain, int threads, ChunkBody body, const void* context) {
   if (count <= 0) return;

@@ -21,6 +21,10 @@ inline void parallel_for(int64_t count, int64_t grain, int threads, const F& f) 
       &f);
 }
 
+// The entry points GOMP_parallel and omp_get_thread_num of the runtime that PyTorch uses, which isn't global
+// everywhere. Before the first call of `parallel_for`.
+void use_openmp(uintptr_t parallel, uintptr_t thread_number);
+
 // CPUs this process may run on (its affinity mask).
 int available_cpus();
 
