@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aigc_engine import accelerate
+from aigc_engine.graph.constants import Constants
 from tests.test_accelerate import close, eager, randomised
 
 pytestmark = pytest.mark.usefixtures("seeded")
@@ -46,3 +47,15 @@ def test_weights_that_are_laid_out_again_follow_too() -> None:
         model[3].weight.mul_(2.0)
         model[4].weight.mul_(-3.0)
     close(fast(x), eager(model, x))
+
+
+def test_packed_weights_are_computed_once_and_their_plain_values_not_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    layers = nn.Linear(8, 64), nn.BatchNorm1d(64), nn.Linear(64, 8)
+    fast = accelerate(randomised(nn.Sequential(*layers)), dtype=torch.bfloat16)
+    fast(torch.randn(2, 8))
+    (graph,) = fast._graphs
+    assert not [value for value in graph.constants._derived.values() if value.numel() > 64]
+    monkeypatch.setattr(Constants, "_compute", None)
+    fast(torch.randn(5, 8))

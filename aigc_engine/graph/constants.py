@@ -56,6 +56,7 @@ class Constants:
         self._seen: dict[fx.Node, _Seen] = {}
         self._derived: dict[fx.Node, Tensor] = {}
         self._packed: dict[tuple[Any, ...], PackedWeight] = {}
+        self._kinds: dict[fx.Node, Tensor] = {}  # what weights are like, without their values
         self._sources: dict[fx.Node, frozenset[fx.Node]] = {}
 
     def value(self, node: fx.Node) -> Any:
@@ -63,21 +64,26 @@ class Constants:
         if node.op == "placeholder":
             return self._seen[node].tensor if node in self._seen else self._look(node)
         if node not in self._derived:
-            self._derived[node] = self._compute(node)
+            self._derived[node] = self._compute(node, self.value)
         return self._derived[node]
 
     def packed(
         self, node: fx.Node, op: str, options: Mapping[str, Any], quantize: str | None = None
     ) -> PackedWeight | Tensor:
         """A weight as the native kernel wants it; the plain tensor where it can't be packed."""
-        weight = self._weight(node)
-        if weight.dtype not in (torch.float32, torch.bfloat16):
+        weight = None
+        if node not in self._kinds:
+            weight = self._weight(node)
+            self._kinds[node] = torch.empty_like(weight, device="meta")
+        kind = self._kinds[node]
+        if kind.dtype not in (torch.float32, torch.bfloat16):
             return self.value(node)
         names = PACKS[op][1]
         layout = {name: options[name] for name in names if name in options}
-        product = quantize if quantize and _gains(op, weight, **layout) else product_of(op, weight, None)
+        product = quantize if quantize and _gains(op, kind, **layout) else product_of(op, kind, None)
         key = (node, op, tuple(map(str, layout.items())), product)
         if key not in self._packed:
+            weight = self._weight(node) if weight is None else weight
             self._packed[key] = self._pack(node, op, weight, product, layout)
         return self._packed[key]
 
@@ -94,7 +100,7 @@ class Constants:
     def _weight(self, node: fx.Node) -> Tensor:
         """A weight to be packed; what is computed for that alone isn't kept."""
         kept = node.op == "placeholder" or node in self._derived
-        return self.value(node) if kept else self._compute(node)
+        return self.value(node) if kept else self._compute(node, self._weight)
 
     def _slim(self, node: fx.Node, weight: PackedWeight) -> PackedWeight:
         """Without the plain weight where that was computed for this and the kernels never read it."""
@@ -128,7 +134,7 @@ class Constants:
         self.changes += 1
         for node, value in self._derived.items():  # in the order in which they follow from each other
             if self._from(node) & changed:
-                new = self._compute(node)
+                new = self._compute(node, self.value)
                 if isinstance(value, Tensor) and new.data_ptr() != value.data_ptr():
                     value.copy_(new)
         for key, old in self._packed.items():
@@ -147,8 +153,8 @@ class Constants:
             self._sources[node] = frozenset().union(*map(self._from, node.all_input_nodes))
         return self._sources[node]
 
-    def _compute(self, node: fx.Node) -> Any:
-        args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), self.value)
+    def _compute(self, node: fx.Node, read: Callable[[fx.Node], Any]) -> Any:
+        args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), read)
         with torch.no_grad():
             return node.target(*args, **kwargs)
 

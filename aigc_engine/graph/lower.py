@@ -211,15 +211,24 @@ class _Lowering:
             return self._input(node)
         if node.target in ASSERTIONS:
             return None
-        args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), self._value)
+        kwargs = fx.map_arg(dict(node.kwargs), self._value)
         if self._is_fixed(node):
             self._fixed.add(node)
-            value = node.target(*args, **kwargs)
+            value = node.target(*fx.map_arg(node.args, self._value), **kwargs)
             self.kept.append(value)
             return value
         if isinstance(node.target, Op):
+            args = fx.map_arg(self._with_packed(node, node.target, kwargs), self._value)
             return self._op(node, node.target, args, kwargs)
-        return self._aten(node, args, kwargs)
+        return self._aten(node, fx.map_arg(node.args, self._value), kwargs)
+
+    def _with_packed(self, node: fx.Node, op: Op, kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
+        """A node's arguments with a weight of the module's packed, whose plain values nobody asks for."""
+        if op.name not in PACKS or node.args[1] not in self.constants.static:
+            return node.args
+        quantize = self.quantize if self._need is None else None
+        weight = self.constants.packed(node.args[1], op.name, kwargs, quantize)
+        return node.args[0], weight, *node.args[2:]
 
     def _is_fixed(self, node: fx.Node) -> bool:
         if not repeatable(node):
@@ -241,10 +250,6 @@ class _Lowering:
         return self.inputs[-1]
 
     def _op(self, node: fx.Node, op: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if op.name in PACKS and isinstance(node.args[1], fx.Node) and node.args[1] in self.constants.static:
-            quantize = self.quantize if self._need is None else None
-            packed = self.constants.packed(node.args[1], op.name, kwargs, quantize)
-            args = (args[0], packed, *args[2:])
         verdict = op.explain(*args, **kwargs)
         if verdict.runs not in ("native", REFERENCE):
             raise UnsupportedError(
