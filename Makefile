@@ -45,12 +45,17 @@ graphs: $(VENV)/.built-dev
 # Leaks are off, for Python and PyTorch keep what they once allocate; libstdc++ goes along so that exceptions are seen.
 # PYTHONPATH is for subprocesses that import from tests/; the copy, their working folder, comes before it.
 SANITIZED := build/sanitized
+SANITIZED_BUILD := build/cmake-sanitized
 SANITIZED_TESTS := test_parity test_conv_int8 test_recorded_denoiser test_linear_update test_decode test_ops_norm test_ops_random test_thread_pool test_denoise_loop
 SANITIZED_ENV = PYTHONPATH=$(CURDIR) LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0
 
 sanitize: $(VENV)/.built-dev
 	rm -rf $(SANITIZED)
-	AIGC_SANITIZE=address,undefined AIGC_CUDA=off $(BIN)/python setup.py -q build --build-base build/sanitized-base --build-lib $(SANITIZED)
+	$(BIN)/python setup.py -q build_py --build-lib $(SANITIZED)
+	cmake -G Ninja -S . -B $(SANITIZED_BUILD) -DCMAKE_BUILD_TYPE=Release -DAIGC_CUDA=off -DAIGC_SANITIZE=address,undefined \
+	  -DPython_EXECUTABLE="$(abspath $(BIN))/python" -Dpybind11_DIR="$$($(BIN)/python -m pybind11 --cmakedir)" \
+	  -DAIGC_OUTPUT_DIR="$(abspath $(SANITIZED))/aigc_engine" -DAIGC_OUTPUT_NAME=_native.so
+	cmake --build $(SANITIZED_BUILD)
 	cd $(SANITIZED) && export $(SANITIZED_ENV) && \
 	  $(abspath $(BIN))/python -c "import ctypes; from aigc_engine import _native; ctypes.CDLL(_native.__file__).__asan_init" && \
 	  timeout 900 $(abspath $(BIN))/python -m pytest -q -p no:cacheprovider --import-mode=append -c $(CURDIR)/pyproject.toml \

@@ -1,7 +1,6 @@
 """Builds the native module with CMake + ninja and maps `kernels/` to `aigc_engine.kernels`.
 
 AIGC_CUDA=auto (default) builds the CUDA launchers when nvcc is found; `on` demands them, `off` omits them.
-AIGC_SANITIZE=address,undefined builds with these sanitizers (`make sanitize`).
 """
 
 import os
@@ -22,8 +21,7 @@ class CMakeBuild(build_ext):
     def build_extension(self, ext: Extension) -> None:
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
         # Not setuptools' temporary directory: an editable reinstall then rebuilds only what changed.
-        sanitize = os.environ.get("AIGC_SANITIZE", "")
-        build = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}{'-sanitized' if sanitize else ''}"
+        build = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"
         build.mkdir(parents=True, exist_ok=True)
         cuda = os.environ.get("AIGC_CUDA", "auto")
         if cuda not in ("auto", "on", "off"):
@@ -41,7 +39,6 @@ class CMakeBuild(build_ext):
                 str(build),
                 "-DCMAKE_BUILD_TYPE=Release",
                 f"-DAIGC_CUDA={cuda}",
-                f"-DAIGC_SANITIZE={sanitize}",
                 f"-DPython_EXECUTABLE={sys.executable}",
                 f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
                 f"-DAIGC_OUTPUT_DIR={target.parent}",
