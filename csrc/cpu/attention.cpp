@@ -39,8 +39,8 @@ class Attention {
   explicit Attention(const AttentionArgs& args)
       : a(args), mask(args), packed(args.product, args.keys, args.head_dim) {
     // Enough tasks for all threads to end together.
-    const int64_t heads = a.batch * a.heads, wanted = (4 * a.threads + heads - 1) / heads;
-    const int64_t rows = round_up((a.queries + wanted - 1) / wanted, 2 * kTileRows);
+    const int64_t heads = a.batch * a.heads, wanted = blocks_of(4 * a.threads, heads);
+    const int64_t rows = round_up(blocks_of(a.queries, wanted), 2 * kTileRows);
     block_rows = int(smaller(rows, kQueries));
   }
 
@@ -110,7 +110,7 @@ class Attention {
   int64_t sum_bytes() const { return block_rows * packed.value_panels * kLanes * 4; }
 
   void attend(int64_t first, int64_t count) const {
-    const int64_t shared = a.heads / a.kv_heads, blocks = (a.queries + block_rows - 1) / block_rows;
+    const int64_t shared = a.heads / a.kv_heads, blocks = blocks_of(a.queries, block_rows);
     const int64_t bytes = score_bytes() + round_up(query_bytes(), kTileLine) +
                           round_up(weight_bytes(), kTileLine) + sum_bytes() +
                           block_rows * int64_t(sizeof(RowState));
@@ -153,7 +153,7 @@ class Attention {
 
   // One group of rows and one block of keys: scores, weights, and the weighted values added to the sums.
   void attend_keys(const Task& task, int row, int rows, int64_t key, int keys) const {
-    const int panels = (keys + kLanes - 1) / kLanes, tiles = (keys + P::kDepth - 1) / P::kDepth;
+    const int panels = int(blocks_of(keys, kLanes)), tiles = int(blocks_of(keys, P::kDepth));
     const char* left = task.queries + row * packed.key_tiles * P::kLeft;
     const char* right = task.keys + key / kLanes * packed.key_tiles * P::kRight;
     Block b = block(left, rows, packed.key_tiles, packed.key_tiles, a.head_dim);
@@ -197,7 +197,7 @@ class Attention {
   // Two passes over all rows of the group: the latency of one row's maximum hides behind the next ones.
   void softmax(const Task& task, int row, int rows, int64_t key, int keys) const {
     constexpr int kVectors = P::kDepth / kLanes;
-    const int panels = (keys + P::kDepth - 1) / P::kDepth * kVectors;
+    const int panels = int(blocks_of(keys, P::kDepth)) * kVectors;
     RowState* states = task.states + row;
     for (int r = 0; r < rows; ++r) {
       const int64_t query = task.first + row + r;

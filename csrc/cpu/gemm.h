@@ -47,7 +47,7 @@ struct ScratchPlan {
 // right tile comes at 32 bytes a cycle from L2, where the whole weight may stay, and at 8 from beyond.
 template <class P>
 inline double estimate(const GemmShape& s, const Blocking& b, int threads) {
-  const int64_t row_blocks = (s.rows + b.rows - 1) / b.rows, ranges = (s.panels + b.panels - 1) / b.panels;
+  const int64_t row_blocks = blocks_of(s.rows, b.rows), ranges = blocks_of(s.panels, b.panels);
   const double row_tiles = double(b.rows) / kTileRows, panels = double(b.panels), tiles = double(s.tiles);
   double product = 256.0 * P::kLeft / kTileLine;
   if constexpr (P::kTiles) product = 16.0 * (sizeof P::kParts / sizeof(Part));
@@ -58,7 +58,7 @@ inline double estimate(const GemmShape& s, const Blocking& b, int threads) {
   const double task = (row_tiles + lone) * panels * tiles * product + row_tiles * tiles * packing +
                       panels * tiles * P::kRight / (stays ? 32.0 : 8.0);
   const int64_t tasks = row_blocks * ranges;
-  return double((tasks + threads - 1) / threads) * task;
+  return double(blocks_of(tasks, threads)) * task;
 }
 
 template <class P>
@@ -70,14 +70,13 @@ inline Blocking choose_blocking(const GemmShape& s, int64_t pitch, int threads) 
   const int64_t stretches = room / (kPanels * P::kRight) / P::kStretch;
   // A single row tile reads no panel twice.
   const int64_t most = s.rows <= kTileRows ? s.tiles : (stretches < 1 ? 1 : stretches) * P::kStretch;
-  const int64_t chunks = (s.tiles + most - 1) / most;
-  const int64_t tiles = round_up((s.tiles + chunks - 1) / chunks, P::kStretch);
+  const int64_t tiles = round_up(even_block(s.tiles, most), P::kStretch);
   Blocking best{};
   double least = 0.0;
   for (int row_tiles : kRowTiles) {
     const int64_t rows = smaller(int64_t(row_tiles) * kTileRows, round_up(s.rows, kTileRows));
     for (int ranges : kRanges) {
-      const int64_t panels = round_up((s.panels + ranges - 1) / ranges, kPanels);
+      const int64_t panels = round_up(blocks_of(s.panels, ranges), kPanels);
       const bool whole = size_t(rows * s.tiles * P::kLeft) <= caches().l2 / 2;
       const Blocking b{rows, panels, tiles, whole, pitch};
       const bool fits = size_t(ScratchPlan<P>(s, b).bytes()) <= caches().l2 / 4 * 3;
@@ -106,8 +105,8 @@ struct Gemm {
   int64_t panel_bytes() const { return shape.tiles * P::kRight; }
 
   void run(int threads) const {
-    const int64_t row_blocks = (shape.rows + blocking.rows - 1) / blocking.rows;
-    const int64_t ranges = (shape.panels + blocking.panels - 1) / blocking.panels;
+    const int64_t row_blocks = blocks_of(shape.rows, blocking.rows);
+    const int64_t ranges = blocks_of(shape.panels, blocking.panels);
     parallel_for(row_blocks * ranges, 1, threads, [&](int64_t begin, int64_t end) {
       const ScratchPlan<P> plan(shape, blocking);
       Task task{};
@@ -162,7 +161,7 @@ struct Gemm {
   template <int V>
   void multiply_panels(const Task& task, int64_t p, int64_t panel, int64_t tile, int64_t tiles) const {
     const bool chunked = blocking.tiles < shape.tiles, ends = tile + tiles == shape.tiles;
-    const int64_t row_tiles = (task.rows + kTileRows - 1) / kTileRows;
+    const int64_t row_tiles = blocks_of(task.rows, kTileRows);
     // A gated pair: panel p / 2 of the first half of the columns and of the second.
     const bool gated = epilogue.gating != Gating::kNone;
     Block b{};
@@ -185,7 +184,7 @@ struct Gemm {
 template <class P, class T, class Source>
 inline void gemm(const Source& source, const void* right, int64_t rows, int64_t panels,
                  const EpilogueArgs& epilogue, int threads) {
-  const GemmShape shape{rows, (source.depth + P::kDepth - 1) / P::kDepth, panels};
+  const GemmShape shape{rows, blocks_of(source.depth, P::kDepth), panels};
   int64_t pitch = 0;
   if constexpr (kInPlace<P, T, Source>)
     if (source.depth % P::kDepth == 0) pitch = source.pitch();
@@ -197,7 +196,7 @@ inline void gemm(const Source& source, const void* right, int64_t rows, int64_t 
 
 // Panels that hold the epilogue's columns.
 AIGC_INLINE int64_t panels_of(const EpilogueArgs& e) {
-  const int64_t panels = (e.columns + kLanes - 1) / kLanes;
+  const int64_t panels = blocks_of(e.columns, kLanes);
   return e.gating == Gating::kNone ? panels : 2 * panels;
 }
 

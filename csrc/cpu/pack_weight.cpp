@@ -19,8 +19,8 @@ void pack_panel(const PackWeightArgs& a, int64_t panel, char* to) {
 
 void pack_weight(const PackWeightArgs& a) {
   const int depth = right_depth(a.product);
-  const int64_t bytes = (a.depth + depth - 1) / depth * right_bytes(a.product);
-  parallel_for((a.columns + kLanes - 1) / kLanes, 1, a.threads, [&](int64_t begin, int64_t end) {
+  const int64_t bytes = blocks_of(a.depth, depth) * right_bytes(a.product);
+  parallel_for(blocks_of(a.columns, kLanes), 1, a.threads, [&](int64_t begin, int64_t end) {
     for (int64_t panel = begin; panel < end; ++panel) {
       char* to = static_cast<char*>(a.packed) + panel * bytes;
       if (a.dtype == DType::kInt8) pack_panel<int8_t>(a, panel, to);

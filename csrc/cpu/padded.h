@@ -233,8 +233,8 @@ class PaddedConv {
   // Which of the outputs [begin, end) after `from` have the tap inside the image.
   Range within(int64_t tap, int axis, int64_t from, int64_t begin, int64_t end, int64_t size) const {
     const int64_t stride = a_.stride[axis], at = from * stride - a_.padding[axis] + tap * a_.dilation[axis];
-    const int64_t first = at < 0 ? blocks_of(-at, stride) : 0,
-                  last = at < size ? blocks_of(size - at, stride) : 0;
+    const int64_t first = at < 0 ? blocks_of(-at, stride) : 0;
+    const int64_t last = at < size ? blocks_of(size - at, stride) : 0;
     return {smaller(larger(first, begin), end), smaller(larger(last, begin), end)};
   }
 
