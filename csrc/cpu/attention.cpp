@@ -20,13 +20,18 @@
 namespace aigc::AIGC_ISA {
 namespace {
 
-// Keys of a block, a stretch of the second product or two: 16 rows of scores and weights take 16 KiB and 8
-// KiB of L1, or 8 and 8 in float32; tiles come in pairs of row tiles, over fewer keys.
+// Keys of a block. A stretch of the second product or two: 16 rows of scores and weights take 16 KiB and 8
+// KiB of L1, or 8 and 8 in float32. Tiles come in pairs of row tiles, whose scores are there twice (those
+// that are weighed and the next ones): 12 KiB each, and 6 KiB of weights.
 template <class P>
-constexpr int kKeys = P::kDepth == 32 && !P::kTiles ? 256 : 128;
+constexpr int kKeys = P::kTiles         ? 96
+                      : P::kDepth == 32 ? 256
+                                        : 128;
 template <class P>
 constexpr int kGroup = P::kTiles ? 2 * kTileRows : kTileRows;
-constexpr int kQueries = 128;  // of a task, at most
+template <class P>
+constexpr int kScores = kGroup<P> * kKeys<P>;  // of a piece
+constexpr int kQueries = 128;                  // of a task, at most
 
 template <class T>
 AIGC_INLINE T* head_of(const HeadsView& x, int64_t batch, int64_t head) {
@@ -103,7 +108,7 @@ class Attention {
 
   // Tile loads of a short last row tile read past it.
   int64_t query_bytes() const { return (block_rows * packed.key_tiles + kTileRows) * P::kLeft; }
-  static constexpr int64_t score_bytes() { return kGroup<P> * kKeys<P> * 4; }
+  static constexpr int64_t score_bytes() { return kScores<P> * 4 * (P::kTiles ? 2 : 1); }
   static constexpr int64_t weight_bytes() {
     return (kGroup<P> * (kKeys<P> / P::kDepth) + kTileRows) * int64_t(P::kLeft);
   }
@@ -138,36 +143,92 @@ class Attention {
     });
   }
 
+  // A group of rows and a block of keys.
+  struct Piece {
+    int64_t key;
+    int keys, row, rows;  // no rows: there's no such piece
+    float* scores;
+
+    int panels() const { return int(blocks_of(keys, kLanes)); }
+    int tiles() const { return int(blocks_of(keys, P::kDepth)); }
+  };
+
+  Piece first_piece(const Task& task) const { return next_piece(task, {0, 0, -kGroup<P>, 0, task.scores}); }
+
+  Piece next_piece(const Task& task, Piece p) const {
+    const int64_t seen = a.causal ? smaller(a.keys, task.first + task.rows) : a.keys;
+    for (;;) {
+      p.row += kGroup<P>;
+      if (p.row >= task.rows) p.row = 0, p.key += kKeys<P>;
+      if (p.key >= seen) return {};
+      p.rows = int(smaller(kGroup<P>, task.rows - p.row));
+      const int64_t last = a.causal ? smaller(a.keys, task.first + p.row + p.rows) : a.keys;
+      if (p.key >= last) continue;
+      p.keys = int(smaller(kKeys<P>, last - p.key));
+      if (P::kTiles) p.scores = task.scores + (p.scores == task.scores ? kScores<P> : 0);
+      return p;
+    }
+  }
+
+  // Scores, weights, and the weighted values added to the sums, piece by piece.
   void attend_block(const Task& task) const {
     pack_queries(task);
     for (int r = 0; r < task.rows; ++r) task.states[r] = {{}, kNoScore, 1.0f};
-    const int64_t seen = a.causal ? smaller(a.keys, task.first + task.rows) : a.keys;
-    for (int64_t key = 0; key < seen; key += kKeys<P>)
-      for (int row = 0; row < task.rows; row += kGroup<P>) {
-        const int rows = int(smaller(kGroup<P>, task.rows - row));
-        const int64_t last = a.causal ? smaller(a.keys, task.first + row + rows) : a.keys;
-        if (key < last) attend_keys(task, row, rows, key, int(smaller(kKeys<P>, last - key)));
+    if constexpr (P::kTiles) {
+      attend_overlapped(task);
+    } else {
+      for (Piece piece = first_piece(task); piece.rows; piece = next_piece(task, piece)) {
+        score(task, piece, Idle{});
+        raise_rows(task, piece, 0, piece.rows);
+        weigh_rows(task, piece, 0, piece.rows);
+        add_values(task, piece, Idle{});
       }
+    }
     finish(task);
   }
 
-  // One group of rows and one block of keys: scores, weights, and the weighted values added to the sums.
-  void attend_keys(const Task& task, int row, int rows, int64_t key, int keys) const {
-    const int panels = int(blocks_of(keys, kLanes)), tiles = int(blocks_of(keys, P::kDepth));
-    const char* left = task.queries + row * packed.key_tiles * P::kLeft;
-    const char* right = task.keys + key / kLanes * packed.key_tiles * P::kRight;
-    Block b = block(left, rows, packed.key_tiles, packed.key_tiles, a.head_dim);
+  // The vector units look for a piece's maxima beside the values of the piece before, and weigh it beside the
+  // scores of the piece after.
+  void attend_overlapped(const Task& task) const {
+    Piece before{}, piece = first_piece(task), after{};
+    if (piece.rows) score(task, piece, Idle{});
+    for (; piece.rows; before = piece, piece = after) {
+      after = next_piece(task, piece);
+      const auto raise = [&](int first, int last) { raise_rows(task, piece, first, last); };
+      const auto weigh = [&](int first, int last) { weigh_rows(task, piece, first, last); };
+      Beside raising(raise, portion(piece, packed.value_panels, before.tiles()));
+      raising.add(0, piece.rows);
+      if (before.rows) add_values(task, before, raising);
+      raising.rest();
+      Beside weighing(weigh, portion(piece, after.panels(), packed.key_tiles));
+      weighing.add(0, piece.rows);
+      if (after.rows) score(task, after, weighing);
+      weighing.rest();
+    }
+    if (before.rows) add_values(task, before, Idle{});
+  }
+
+  // Rows of a piece for each depth tile of so many panels' products.
+  static int portion(const Piece& piece, int64_t panels, int64_t tiles) {
+    return int(blocks_of(piece.rows, larger(blocks_of(panels, kPanels) * tiles, 1)));
+  }
+
+  template <class Work>
+  void score(const Task& task, const Piece& piece, Work&& work) const {
+    const char* left = task.queries + piece.row * packed.key_tiles * P::kLeft;
+    Block b = block(left, piece.rows, packed.key_tiles, packed.key_tiles, a.head_dim);
     b.panel = packed.key_tiles * P::kRight;
     b.sum_row_tile = kKeys<P> * kTileRows;
-    multiply_all(b, panels, right, task.scores);
+    multiply_all(b, piece.panels(), task.keys + piece.key / kLanes * b.panel, piece.scores, work);
+  }
 
-    softmax(task, row, rows, key, keys);
-
-    float* sums = task.sums + row * packed.value_panels * kLanes;
-    b = block(task.weights, rows, kKeys<P> / P::kDepth, tiles, keys);
+  template <class Work>
+  void add_values(const Task& task, const Piece& piece, Work&& work) const {
+    Block b = block(task.weights, piece.rows, kKeys<P> / P::kDepth, piece.tiles(), piece.keys);
     b.panel = packed.value_tiles * P::kRight;
-    b.sum_row_tile = packed.value_panels * kTileFloats, b.add = key > 0;
-    multiply_all(b, int(packed.value_panels), task.values + key / P::kDepth * P::kRight, sums);
+    b.sum_row_tile = packed.value_panels * kTileFloats, b.add = piece.key > 0;
+    multiply_all(b, int(packed.value_panels), task.values + piece.key / P::kDepth * P::kRight,
+                 task.sums + piece.row * packed.value_panels * kLanes, work);
   }
 
   static Block block(const char* left, int rows, int64_t left_tiles, int64_t tiles, int64_t depth) {
@@ -180,38 +241,49 @@ class Attention {
   }
 
   // Panels go in pairs, and where 32 vector registers hold 8 x 3 sums, an odd number ends with three.
-  static void multiply_all(Block b, int panels, const char* right, float* sums) {
+  template <class Work>
+  static void multiply_all(Block b, int panels, const char* right, float* sums, Work& work) {
     const auto done = [](int, int) {};
     for (int p = 0; p < panels;) {
       const int left = panels - p;
       b.right = right + p * b.panel, b.sums = sums + p * kTileFloats;
 #if defined(__AVX512F__)
       if constexpr (!P::kTiles)
-        if (left == 3) return multiply<P, 3>(b, done);
+        if (left == 3) return multiply<P, 3>(b, work, done);
 #endif
-      left > 1 ? multiply<P, 2>(b, done) : multiply<P, 1>(b, done);
+      left > 1 ? multiply<P, 2>(b, work, done) : multiply<P, 1>(b, work, done);
       p += kPanels;
     }
   }
 
-  // Two passes over all rows of the group: the latency of one row's maximum hides behind the next ones.
-  void softmax(const Task& task, int row, int rows, int64_t key, int keys) const {
-    constexpr int kVectors = P::kDepth / kLanes;
-    const int panels = int(blocks_of(keys, P::kDepth)) * kVectors;
+  static constexpr int kVectors = P::kDepth / kLanes;
+
+  // Masks and maxima. A pass of its own: the latency of one row's maximum hides behind the next ones.
+  void raise_rows(const Task& task, const Piece& piece, int first, int last) const {
+    const auto [key, keys, row, rows, scores] = piece;  // in registers, whatever is stored
+    const int panels = piece.tiles() * kVectors;
     RowState* states = task.states + row;
-    for (int r = 0; r < rows; ++r) {
+    for (int r = first; r < last; ++r) {
       const int64_t query = task.first + row + r;
-      float* scores = row_scores(task, r);
-      mask.apply(task.batch, task.head, query, key, keys, scores);
+      float* of_row = row_scores(scores, r);
+      mask.apply(task.batch, task.head, query, key, keys, of_row);
       const int64_t allowed = a.causal ? smaller(keys, query + 1 - key) : keys;
-      if (allowed < panels * kLanes) clear_scores(scores, int(allowed < 0 ? 0 : allowed), panels);
-      raise(scores, panels, mask.slope, states[r]);
+      if (allowed < panels * kLanes) clear_scores(of_row, int(allowed < 0 ? 0 : allowed), panels);
+      raise(of_row, panels, mask.slope, states[r]);
     }
-    for (int r = 0; r < rows; ++r) {
+  }
+
+  // Weights, and what comes of earlier sums.
+  void weigh_rows(const Task& task, const Piece& piece, int first, int last) const {
+    const auto [key, keys, row, rows, scores] = piece;
+    const int panels = piece.tiles() * kVectors;
+    RowState* states = task.states + row;
+    char* weights = task.weights;
+    for (int r = first; r < last; ++r) {
       const int tile = r / kTileRows * kTileRows;
       const int64_t pitch = smaller(rows - tile, kTileRows) * P::kLeft;
-      char* line = task.weights + tile * (kKeys<P> / P::kDepth) * P::kLeft + r % kTileRows * P::kLeft;
-      weigh<P>(row_scores(task, r), panels, mask.slope, line, pitch, states[r]);
+      char* line = weights + tile * (kKeys<P> / P::kDepth) * P::kLeft + r % kTileRows * P::kLeft;
+      weigh<P>(row_scores(scores, r), panels, mask.slope, line, pitch, states[r]);
       if (key == 0 || states[r].shrink == 1.0f) continue;
       float* sums = row_sums(task, row + r);
       for (int64_t p = 0; p < packed.value_panels; ++p)
@@ -219,8 +291,8 @@ class Attention {
     }
   }
 
-  static float* row_scores(const Task& task, int row) {
-    return task.scores + row / kTileRows * kTileRows * kKeys<P> + row % kTileRows * kLanes;
+  static float* row_scores(float* scores, int row) {
+    return scores + row / kTileRows * kTileRows * kKeys<P> + row % kTileRows * kLanes;
   }
 
   float* row_sums(const Task& task, int row) const {

@@ -67,10 +67,12 @@ inline Blocking choose_blocking(const GemmShape& s, int64_t pitch, int threads) 
   constexpr int kRanges[] = {1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64};
   // Tiles need their panels in L1; vector levels lose more by adding up further chunks than by L2's distance.
   const int64_t room = int64_t(caches().l1) / (P::kTiles ? 2 : 1);
-  const int64_t stretches = room / (kPanels * P::kRight) / P::kStretch;
+  // Tiles add product by product, others in stretches.
+  const int64_t stretch = P::kTiles ? 1 : P::kStretch;
+  const int64_t stretches = room / (kPanels * P::kRight) / stretch;
   // A single row tile reads no panel twice.
-  const int64_t most = s.rows <= kTileRows ? s.tiles : (stretches < 1 ? 1 : stretches) * P::kStretch;
-  const int64_t tiles = round_up(even_block(s.tiles, most), P::kStretch);
+  const int64_t most = s.rows <= kTileRows ? s.tiles : (stretches < 1 ? 1 : stretches) * stretch;
+  const int64_t tiles = round_up(even_block(s.tiles, most), stretch);
   Blocking best{};
   double least = 0.0;
   for (int row_tiles : kRowTiles) {
@@ -88,6 +90,8 @@ inline Blocking choose_blocking(const GemmShape& s, int64_t pitch, int threads) 
   }
   return best;
 }
+
+constexpr int kFinished = 4;  // rows at a time, beside dots
 
 // Whether rows of a source can be read in place: on vector levels, where lines are elements as they are.
 template <class P, class T, class Source>
@@ -174,10 +178,17 @@ struct Gemm {
     b.right = right + (gated ? p / 2 : p) * panel_bytes() + tile * P::kRight;
     b.sum_row_tile = kTileFloats, b.sum_panel = row_tiles * kTileFloats;
     b.sums = task.sums + (chunked ? (p - panel) * b.sum_panel : 0), b.add = tile > 0;
-    multiply<P, V>(b, [&](int row, int rows) __attribute__((always_inline)) {
+    const auto done = [&](int row, int last) __attribute__((always_inline)) {
       if (ends)
-        finish<T, SumsOf<P>>(epilogue, task.places + row, rows, p, V, b.sums + row * kLanes, b.sum_panel);
+        finish<T, SumsOf<P>>(epilogue, task.places + row, last - row, p, V, b.sums + row * kLanes,
+                             b.sum_panel);
+    };
+    // Of tiles, each block's sums are finished beside the next one's dots.
+    Beside finishing(done, kFinished);
+    multiply<P, V>(b, finishing, [&](int row, int rows) __attribute__((always_inline)) {
+      P::kTiles ? finishing.add(row, row + rows) : done(row, row + rows);
     });
+    finishing.rest();
   }
 };
 

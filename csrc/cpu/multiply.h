@@ -84,13 +84,48 @@ AIGC_INLINE void multiply_steps(int row, int rows, const char* left, int64_t pit
                                          sum_panel, add);
 }
 
+// Work for the vector units while tiles multiply: run(first, last) does items [first, last), `portion` of
+// them after each depth tile. A core looks some 500 instructions ahead: work that followed in one piece would
+// keep it from the next dots.
+template <class F>
+class Beside {
+ public:
+  Beside(const F& work, int items) : run(work), portion(items) {}
+
+  AIGC_MEMBER void step() {
+    if (first < last) advance(last - first < portion ? last : first + portion);
+  }
+  AIGC_MEMBER void rest() {
+    if (first < last) advance(last);
+  }
+  // After what there was before.
+  AIGC_MEMBER void add(int begin, int end) {
+    rest();
+    first = begin, last = end;
+  }
+
+ private:
+  AIGC_MEMBER void advance(int end) {
+    run(first, end);
+    first = end;
+  }
+
+  const F& run;
+  const int portion;
+  int first = 0, last = 0;
+};
+
+struct Idle {
+  AIGC_MEMBER void step() {}
+};
+
 #if defined(__AMX_TILE__) || defined(AIGC_EMULATE_TILES)
 
 // R row tiles by V panels. Lines past a tile's rows hold whatever follows: they give rows that nobody reads.
-template <class P, int R, int V>
-inline void multiply_tiles(const char* left, int64_t row_tile, int64_t left_tile, const char* right,
-                           int64_t panel, int64_t tiles, float* sums, int64_t sum_row_tile, int64_t sum_panel,
-                           bool add) {
+template <class P, int R, int V, class Work>
+AIGC_INLINE void multiply_tiles(const char* left, int64_t row_tile, int64_t left_tile, const char* right,
+                                int64_t panel, int64_t tiles, float* sums, int64_t sum_row_tile,
+                                int64_t sum_panel, bool add, Work& work) {
   if (add) {
     tile_load<0>(sums, kTileLine);
     if constexpr (V > 1) tile_load<1>(sums + sum_panel, kTileLine);
@@ -112,6 +147,7 @@ inline void multiply_tiles(const char* left, int64_t row_tile, int64_t left_tile
       if constexpr (R > 1) P::template dot<2, 5, 6>();
       if constexpr (R > 1 && V > 1) P::template dot<3, 5, 7>();
     }
+    work.step();
   }
   tile_store<0>(sums, kTileLine);
   if constexpr (V > 1) tile_store<1>(sums + sum_panel, kTileLine);
@@ -137,9 +173,10 @@ struct Block {
   bool add;                         // to what is in `sums`
 };
 
-// Multiplies V <= kPanels panels; done(first row, rows) is told of each stretch of finished row tiles.
-template <class P, int V, class Done>
-AIGC_INLINE void multiply(const Block& b, const Done& done) {
+// Multiplies V <= kPanels panels; done(first row, rows) is told of each stretch of finished row tiles, and
+// `work` goes on beside tiles' dots.
+template <class P, int V, class Work, class Done>
+AIGC_INLINE void multiply(const Block& b, [[maybe_unused]] Work& work, const Done& done) {
   for (int row = 0; row < b.rows; row += kTileRows) {
     const int rows = b.rows - row < kTileRows ? b.rows - row : kTileRows;
     const char* left = b.left + (row * b.left_tiles + rows * b.left_offset) * P::kLeft;
@@ -148,13 +185,13 @@ AIGC_INLINE void multiply(const Block& b, const Done& done) {
 #if defined(__AMX_TILE__) || defined(AIGC_EMULATE_TILES)
       if (b.rows - row >= 2 * kTileRows) {
         multiply_tiles<P, 2, V>(left, kTileRows * b.left_tiles * P::kLeft, kTileRows * P::kLeft, b.right,
-                                b.panel, b.tiles, sums, b.sum_row_tile, b.sum_panel, b.add);
+                                b.panel, b.tiles, sums, b.sum_row_tile, b.sum_panel, b.add, work);
         done(row, 2 * kTileRows);
         row += kTileRows;
         continue;
       }
       multiply_tiles<P, 1, V>(left, 0, rows * P::kLeft, b.right, b.panel, b.tiles, sums, 0, b.sum_panel,
-                              b.add);
+                              b.add, work);
 #endif
     } else {
       if (b.pitch)
