@@ -12,6 +12,11 @@ def pair(value: int | Sequence[int]) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else (value[0], value[1])
 
 
+def triple(value: int | Sequence[int]) -> tuple[int, int, int]:
+    """One number for all axes, or one for each (frames, rows, columns)."""
+    return (value,) * 3 if isinstance(value, int) else (value[0], value[1], value[2])
+
+
 def is_depthwise(shape: Sequence[int], groups: int) -> bool:
     """Whether a weight (O, C / groups, ...) has one output for each of several channels."""
     return shape[1] == 1 and groups == shape[0] > 1
@@ -40,6 +45,23 @@ def out_size(
     return (size[0] + top + bottom - reach[0]) // stride[0] + 1, (
         size[1] + left + right - reach[1]
     ) // stride[1] + 1
+
+
+def ends_of_volume(padding: int | Sequence[int]) -> tuple[int, int, int, int, int, int]:
+    """(left, right, top, bottom, before, after) of a number, of (frames, rows, columns), or themselves."""
+    if not isinstance(padding, int) and len(padding) == 6:
+        left, right, top, bottom, before, after = padding
+        return left, right, top, bottom, before, after
+    frames, rows, columns = triple(padding)
+    return columns, columns, rows, rows, frames, frames
+
+
+def out_volume(
+    size: Sequence[int], taps: Sequence[int], stride: tuple[int, int, int], ends: tuple[int, ...]
+) -> tuple[int, int, int]:
+    """Frames, rows and columns of the result."""
+    rows, columns = out_size((size[1], size[2]), taps[1:], stride[1:], ends[:4], (1, 1))  # type: ignore[arg-type]
+    return out_length(size[0], taps[0], stride[0], ends[4:], 1), rows, columns
 
 
 def ends_of(padding: int | Sequence[int]) -> tuple[int, int]:

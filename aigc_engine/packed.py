@@ -67,11 +67,14 @@ class PackedWeight:
 
     @functools.cached_property
     def winograd(self) -> Tensor:
-        """Of a float32 3 x 3 convolution: G w G' (csrc/cpu/winograd.cpp), made when first needed."""
+        """Of a float32 convolution of 3 x 3 pixels: G w G' (csrc/cpu/winograd.cpp), made at first need."""
         from aigc_engine.native.packing import pack_rows
 
+        w = self.source.double()
+        if w.ndim == 5:  # frames beside each other are a pixel's channels
+            w = w.transpose(1, 2).flatten(1, 2)
         g = torch.tensor([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], dtype=torch.float64)
-        matrices = (g @ self.source.double() @ g.T).float().permute(2, 3, 0, 1).flatten(0, 1)
+        matrices = (g @ w @ g.T).float().permute(2, 3, 0, 1).flatten(0, 1)
         return torch.cat([pack_rows(matrix, self.product) for matrix in matrices])
 
     @functools.cached_property

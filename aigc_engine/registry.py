@@ -89,6 +89,7 @@ LINES: tuple[Line, ...] = (
         weight=PACKED,
         depthwise=frozenset({"no", "fused", "bare float32"}),
     ),
+    _native("conv3d", "conv3d", weight=PACKED),
     _native("conv_transpose1d", "conv", weight=PACKED),
     _native("conv_transpose2d", "conv", weight=PACKED),
     _native("decoder_step", "decode", FLOAT32),

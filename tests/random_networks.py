@@ -30,6 +30,7 @@ class Layer(nn.Module):
         self.up = nn.ConvTranspose2d(CHANNELS, CHANNELS, 4, stride=2, padding=1)
         self.rows = nn.Conv1d(CHANNELS, CHANNELS, 2 * taps + 1, padding=taps)
         self.frames = nn.Conv3d(CHANNELS, CHANNELS, (3, 1, 1), padding=(1, 0, 0))
+        self.video = nn.Conv3d(CHANNELS, CHANNELS, (2, 3, 3), padding=(0, 1, 1))
         self.linear = nn.Linear(CHANNELS, 2 * CHANNELS)
         self.qkv = nn.ModuleList(nn.Linear(CHANNELS, CHANNELS) for _ in range(3))
         self.embed = nn.Embedding(10, CHANNELS)
@@ -111,7 +112,9 @@ class Layer(nn.Module):
         B, C, H, W = x.shape
         h = self.act(self.rows(x.permute(0, 2, 1, 3).reshape(B * H, C, W)))
         h = h[..., :W].reshape(B, H, C, W).permute(0, 2, 1, 3)
-        return h + self.frames(earlier.unsqueeze(2)).squeeze(2)
+        if self.more % 2:
+            return h + self.frames(earlier.unsqueeze(2)).squeeze(2)
+        return self.act(self.video(torch.stack([earlier, h], 2))).squeeze(2)
 
     def conditioned(self, x: Tensor, earlier: Tensor, labels: Tensor, t: Tensor) -> Tensor:
         e = self.embed(labels) + torch.cos(t.float()[:, None] * torch.arange(CHANNELS))

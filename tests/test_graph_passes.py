@@ -255,6 +255,21 @@ def test_convolutions_of_other_ranks_are_flat_ones() -> None:
     assert "conv2d" in targets(found)
 
 
+def test_a_volume_takes_its_padding_activation_and_residual() -> None:
+    def causal(net, x):
+        return F.silu(net.n(net.c(F.pad(x, (1, 1, 1, 1, 2, 0))))) + x
+
+    found = fused(Net(causal, c=nn.Conv3d(8, 8, 3), n=nn.BatchNorm3d(8)), torch.randn(2, 8, 4, 5, 6))
+    assert targets(found) == ["conv3d"]
+    assert set(options(found, ops.conv3d)) == {"act", "residual"}
+    (node,) = (node for node in found.graph.nodes if node.target is ops.conv3d)
+    assert node.kwargs["padding"] == (1, 1, 1, 1, 2, 0)
+    for left in ({"groups": 2}, {"dilation": (2, 1, 1)}):
+        found = fused(Net(lambda net, x: net.c(x), c=nn.Conv3d(8, 8, 3, **left)), torch.randn(2, 8, 6, 5, 6))
+        assert targets(found) == ["conv3d"]
+        assert not [node for node in found.graph.nodes if node.target is ops.conv3d]
+
+
 def test_numbers_are_read_natively() -> None:
     found = fused(Net(lambda net, x, s: x * s + s), X, torch.tensor(2.0, dtype=torch.float64))
     assert targets(found) == ["to", "pointwise"]

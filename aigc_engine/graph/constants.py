@@ -23,6 +23,7 @@ from aigc_engine.packed import PackedWeight, product_of, version_of
 PACKS: Mapping[str, tuple[Callable[..., PackedWeight], tuple[str, ...]]] = {
     "conv1d": (ops.pack_conv1d, ("groups",)),
     "conv2d": (ops.pack_conv2d, ("groups",)),
+    "conv3d": (ops.pack_conv3d, ()),
     "conv_transpose2d": (ops.pack_conv_transpose2d, ("stride",)),
     "linear": (ops.pack_linear, ()),
 }

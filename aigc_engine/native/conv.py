@@ -43,7 +43,7 @@ def _input(x: Tensor) -> list[int]:
     return [x.data_ptr(), x.shape[1], x.stride(0), x.stride(2), x.stride(3)]
 
 
-def _epilogue(
+def finishing(
     out: Tensor,
     bias: Tensor | None,
     act: str,
@@ -75,7 +75,7 @@ def saves_products(
 
     Depends on nothing but one image's geometry, so that a batch changes no bit.
     """
-    if weight.product != "float32" or tuple(weight.shape[2:]) != (3, 3) or any(c % PANEL for c in channels):
+    if weight.product != "float32" or tuple(weight.shape[-2:]) != (3, 3) or any(c % PANEL for c in channels):
         return False
     left, right, top, bottom = pads
     inside = (3 * size[0] - top - bottom) * (3 * size[1] - left - right)
@@ -88,7 +88,7 @@ def _kernel(weight: PackedWeight) -> Callable[..., None]:
     return _native.depthwise if depthwise else _native.conv
 
 
-def _run(
+def run_kernel(
     kernel: Callable[..., None],
     inputs: Sequence[Tensor],
     tiles: int,
@@ -163,11 +163,11 @@ def conv2d(
         blocks = joint.of_conv(taps, (pads[2], pads[0]), size, weight.shape[0])
         if blocks is not None:
             return _by_blocks(inputs[0], weight, blocks, out, bias, act, slope, channel_bias)
-    e, _kept = _epilogue(out, bias, act, slope, channel_bias=channel_bias, residual=residual)
+    e, _kept = finishing(out, bias, act, slope, channel_bias=channel_bias, residual=residual)
     scale(e, weight)
     winograd = plain and saves_products(weight, size, pads, [value.shape[1] for value in inputs])
     kernel, tiles = (_native.winograd, weight.winograd) if winograd else (_kernel(weight), weight.data)
-    _run(
+    run_kernel(
         kernel,
         inputs,
         tiles.data_ptr(),
@@ -203,8 +203,8 @@ def _by_blocks(
         bias = contiguous(bias.expand(height * width, C)).flatten()
     if channel_bias is not None:
         channel_bias = contiguous(channel_bias[:, None].expand(B, height * width, C)).flatten(1)
-    e, _kept = _epilogue(sums, bias, act, slope, channel_bias=channel_bias)
-    _run(
+    e, _kept = finishing(sums, bias, act, slope, channel_bias=channel_bias)
+    run_kernel(
         _native.conv,
         [x],
         weight.joined(blocks).data_ptr(),
@@ -247,8 +247,8 @@ def conv1d(
         if blocks is not None:
             return _by_blocks(row, weight, blocks, out, bias, act, slope)[:, :, 0]
     residual = None if residual is None else residual[:, :, None]
-    e, _kept = _epilogue(out, bias, act, slope, residual=residual)
-    _run(
+    e, _kept = finishing(out, bias, act, slope, residual=residual)
+    run_kernel(
         _kernel(weight),
         [row],
         weight.data.data_ptr(),
@@ -285,7 +285,7 @@ def conv_transpose2d(
         blocks = joint.of_transposed(taps, strides, pair(padding), size, weight.shape[1])
         if blocks is not None and residual is None:
             return _by_blocks(as_pixels(x), weight, blocks, out, bias, act, slope)
-        e, _kept = _epilogue(out, bias, act, slope, residual=residual)
+        e, _kept = finishing(out, bias, act, slope, residual=residual)
         if tuple(x.shape[2:]) == (1, 1):  # each output is one tap's, and else one of many that are outside
             _transposed(as_pixels(x), weight, weight.by_taps, taps, taps, pair(padding), size, e)
         else:
@@ -311,7 +311,7 @@ def conv_transpose1d(
     out = _pixels(x, x.shape[0], weight.shape[1], *size)
     if out.numel():
         residual = None if residual is None else residual[:, :, None]
-        e, _kept = _epilogue(out, bias, act, slope, residual=residual)
+        e, _kept = finishing(out, bias, act, slope, residual=residual)
         pixels = as_pixels(x[:, :, None])
         _transposed(pixels, weight, weight.data, taps, (1, stride), (0, padding), size, e)
     return out[:, :, 0]
@@ -342,7 +342,7 @@ def _transposed(
                 ((y + pads[0]) % strides[0], (z + pads[1]) % strides[1]),
             )
             reach = [len(taps_of(k, s, r)) or 1 for k, s, r in zip(taps, strides, remainder, strict=True)]
-            _run(
+            run_kernel(
                 _native.conv,
                 [x],
                 tiles.data_ptr() + offsets[remainder[0] * strides[1] + remainder[1]],

@@ -4,6 +4,7 @@ from aigc_engine.ops.activation import bias_act, geglu, swiglu
 from aigc_engine.ops.attention import attention
 from aigc_engine.ops.conv import conv2d, pack_conv2d
 from aigc_engine.ops.conv1d import conv1d, pack_conv1d
+from aigc_engine.ops.conv3d import conv3d, pack_conv3d
 from aigc_engine.ops.conv_transpose import conv_transpose2d, pack_conv_transpose2d
 from aigc_engine.ops.conv_transpose1d import conv_transpose1d, pack_conv_transpose1d
 from aigc_engine.ops.decode import sample_token
@@ -23,6 +24,7 @@ __all__ = [
     "bias_act",
     "conv1d",
     "conv2d",
+    "conv3d",
     "conv_transpose1d",
     "conv_transpose2d",
     "decoder_step",
@@ -35,6 +37,7 @@ __all__ = [
     "modulated_conv2d",
     "pack_conv1d",
     "pack_conv2d",
+    "pack_conv3d",
     "pack_conv_transpose1d",
     "pack_conv_transpose2d",
     "pack_linear",

@@ -12,7 +12,8 @@ from aigc_engine import ops
 from aigc_engine.graph.passes.edit import aten, calls, erase_dead, insert, is_call, normal, only_user, sizes
 
 ARGUMENTS = ("input", "weight", "bias", "running_mean", "running_var", "eps")
-CHANNEL_AXIS = {ops.conv1d: 0, ops.conv2d: 0, ops.conv_transpose2d: 1, ops.linear: 0}  # of the weight
+# Of the weight.
+CHANNEL_AXIS = {ops.conv1d: 0, ops.conv2d: 0, ops.conv3d: 0, ops.conv_transpose2d: 1, ops.linear: 0}
 
 
 def fold_batch_norm(graph: fx.Graph, static: set[fx.Node]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from functools import partial
 from typing import Any
 
 from torch import fx
@@ -23,7 +24,7 @@ from aigc_engine.graph.passes.edit import (
     sizes,
 )
 
-CONVOLUTIONS = (ops.conv1d, ops.conv2d, ops.conv_transpose2d)
+CONVOLUTIONS = (ops.conv1d, ops.conv2d, ops.conv3d, ops.conv_transpose2d)
 PRODUCTS = (ops.linear, *CONVOLUTIONS)
 ACTIVATIONS = {
     aten.relu.default: "relu",
@@ -34,7 +35,7 @@ ACTIVATIONS = {
 
 
 def use_products(graph: fx.Graph) -> None:
-    """aten's linear, conv1d, conv2d and conv_transpose2d."""
+    """aten's linear, convolutions and conv_transpose2d."""
     for node in calls(graph, aten.linear.default):
         found = normal(node)
         if len(sizes(found["weight"])) == 2:
@@ -50,6 +51,8 @@ def use_products(graph: fx.Graph) -> None:
     views.use_flat_convolutions(graph)
     for node in calls(graph, aten.conv2d.default, aten.conv2d.padding):
         _use_convolution(node, ops.conv2d, 2)
+    for node in calls(graph, aten.conv3d.default, aten.conv3d.padding):
+        _use_convolution(node, ops.conv3d, 3)
     for node in calls(graph, aten.conv_transpose2d.input):
         found = normal(node)
         if len(sizes(found["input"])) == 4 and found["groups"] == 1 and set(found["dilation"]) == {1}:
@@ -86,30 +89,36 @@ def _use_convolution(node: fx.Node, op: Any, axes: int) -> None:
     else:
         padding = tuple(padding) * (axes if len(padding) == 1 else 1)
     options = {"stride": stride, "padding": padding, "dilation": dilation, "groups": found["groups"]}
+    if axes == 3 and (options.pop("groups") != 1 or set(options.pop("dilation")) != {1}):
+        return
     if axes == 1:
         options |= {name: options[name][0] for name in ("stride", "padding", "dilation")}
     replace(node, op, (x, weight, found["bias"]), options)
 
 
 def join_before(graph: fx.Graph) -> None:
-    """conv2d of something padded with zeros, enlarged by nearest neighbours, or concatenated by channel."""
+    """Convolutions of what is padded with zeros; of pixels enlarged by nearest neighbours or concatenated."""
+    for node in calls(graph, ops.conv3d):
+        _join_padding(node, 3)
     for node in calls(graph, ops.conv2d):
-        for join in (_join_padding, _join_upsample, _join_concat):
+        for join in (partial(_join_padding, axes=2), _join_upsample, _join_concat):
             node = join(node)
     erase_dead(graph)
 
 
-def _join_padding(node: fx.Node) -> fx.Node:
+def _join_padding(node: fx.Node, axes: int) -> fx.Node:
     x = node.args[0]
-    if not is_call(x, aten.constant_pad_nd.default, aten.pad.default) or node.kwargs["padding"] != (0, 0):
+    if not is_call(x, aten.constant_pad_nd.default, aten.pad.default) or any(node.kwargs["padding"]):
         return node
     found = normal(x)
     pads, value = found["pad"], found.get("value")
-    if found.get("mode", "constant") != "constant" or value not in (None, 0) or len(pads) != 4:
+    if found.get("mode", "constant") != "constant" or value not in (None, 0) or len(pads) != 2 * axes:
         return node
     if not all(type(pad) is int and pad >= 0 for pad in pads):
         return node
-    return replace(node, ops.conv2d, (found["self"], *node.args[1:]), {**node.kwargs, "padding": tuple(pads)})
+    return replace(
+        node, node.target, (found["self"], *node.args[1:]), {**node.kwargs, "padding": tuple(pads)}
+    )
 
 
 def _join_upsample(node: fx.Node) -> fx.Node:
