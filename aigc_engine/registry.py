@@ -110,7 +110,7 @@ LINES: tuple[Line, ...] = (
         shortcut="aigc_engine._native:pointwise_direct",
         tensors=Range(1, 8),
         steps=Range(0, 24),
-        axes=Range(0, 6),
+        axes=Range(0, 8),
         tensor_dtypes=frozenset({"float32 and bfloat16"}),
     ),
     _native("resize2d", "resample"),

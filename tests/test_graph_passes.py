@@ -270,6 +270,53 @@ def test_a_volume_takes_its_padding_activation_and_residual() -> None:
         assert not [node for node in found.graph.nodes if node.target is ops.conv3d]
 
 
+def test_video_is_resized_frame_by_frame() -> None:
+    clip = torch.randn(2, 8, 3, 5, 6)
+    for factors in ((1.0, 2.0, 2.0), (2.0, 2.0, 3.0), 2.0):
+        found = fused(Net(lambda net, x, f=factors: F.interpolate(x, scale_factor=f)), clip)
+        assert "resize2d" in targets(found) and "upsample_nearest3d" not in targets(found)
+    found = fused(Net(lambda net, x: F.interpolate(x, size=(x.shape[2], 7, 9))), clip)
+    assert "resize2d" in targets(found)
+    found = fused(Net(lambda net, x: F.interpolate(x, scale_factor=2.0, mode="nearest-exact")), X)
+    assert targets(found)[-1] == "resize2d"
+
+
+def test_normalize_is_rms_norm() -> None:
+    found = fused(Net(lambda net, x: F.normalize(net.c(x), dim=1) * 3, c=conv()), X)
+    assert targets(found) == ["conv2d", "permute", "rms_norm", "permute", "pointwise"]
+    found = fused(Net(lambda net, x: F.normalize(net.c(x), dim=1), c=nn.Conv2d(8, 8, 1, bias=False)), 0 * X)
+    assert "rms_norm" in targets(found)
+    found = fused(Net(lambda net, x: F.normalize(net.c(x), p=1.0, dim=1), c=conv()), X)
+    assert "rms_norm" not in targets(found)
+
+
+def test_other_words_are_plainer_calls() -> None:
+    def rotate(net, x, y):
+        h = net.c(x)
+        out = torch.empty_like(h)
+        out[:, 0::2] = h[:, 1::2] * 2
+        out[:, 1::2] = -h[:, 0::2]
+        return out.type_as(y)
+
+    found = fused(Net(rotate, c=conv()), X, X.flip(0))
+    assert {"empty_like", "copy", "slice_scatter", "type_as"}.isdisjoint(targets(found))
+
+    def once(net, x):
+        h = net.c(x)
+        out = torch.zeros_like(h)
+        out[:, 0::2] = h[:, 1::2] * 2
+        return out
+
+    assert "slice_scatter" in targets(fused(Net(once, c=conv()), X))
+    for pads in ((1, 2, 3, 0), (0, 0, 1, 1)):
+        found = fused(Net(lambda net, x, p=pads: F.pad(x, p, mode="replicate")), X)
+        assert set(targets(found)) == {"slice", "expand", "cat"}
+    found = fused(
+        Net(lambda net, x: F.pad(x, (1, 1, 0, 0, 2, 0), mode="replicate")), torch.randn(2, 8, 3, 5, 6)
+    )
+    assert set(targets(found)) == {"slice", "expand", "cat"}
+
+
 def test_numbers_are_read_natively() -> None:
     found = fused(Net(lambda net, x, s: x * s + s), X, torch.tensor(2.0, dtype=torch.float64))
     assert targets(found) == ["to", "pointwise"]

@@ -11,6 +11,7 @@ from aigc_engine.graph.passes import (
     inputs,
     layers,
     merge,
+    plain,
     pointwise,
     products,
     views,
@@ -33,11 +34,14 @@ def fuse(capture: Capture) -> None:
     """Rewrites a captured graph into our ops, in place; what has no op stays aten's."""
     graph = capture.graph
     clean.remove_dead(graph)
+    plain.use_plain(graph)
     views.use_views(graph)
     clean.undo_transposes(graph)
     clean.merge_equal(graph)
     inputs.cast_on_entry(capture)
     layers.use_norms(graph)
+    layers.use_normalize(graph)
+    layers.use_flat_resize(graph)
     layers.join_group_norm_silu(graph)
     layers.join_adaptive_layer_norm(graph)
     layers.use_attention(graph)

@@ -11,6 +11,7 @@ from torch import Tensor, fx
 from aigc_engine import ops
 from aigc_engine.dispatch import Op
 from aigc_engine.ops import checks
+from aigc_engine.ops.pointwise import MOST_AXES
 from aigc_engine.packed import PackedWeight
 
 
@@ -94,7 +95,7 @@ def described(value: Any) -> str:
 
 def copies_natively(source: Tensor, target: Tensor) -> bool:
     """Whether the pointwise kernel copies this."""
-    return {source.dtype, target.dtype} <= checks.FLOATS and source.ndim <= 6
+    return {source.dtype, target.dtype} <= checks.FLOATS and source.ndim <= MOST_AXES
 
 
 def options_of(op: Op, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:

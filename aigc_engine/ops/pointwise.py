@@ -46,6 +46,7 @@ STEPS: dict[str, tuple[int, Callable[..., Tensor]]] = {
     "mul_add": (3, lambda x, scale, shift: x * scale + shift),
     "where": (3, lambda condition, a, b: torch.where(condition != 0, a, b)),
 }
+MOST_AXES = 8  # csrc/cpu/args.h: kMaxRank
 MEMORY_FORMATS = {torch.preserve_format: 0, torch.contiguous_format: 0, torch.channels_last: 4}  # axes needed
 
 
@@ -252,7 +253,7 @@ def _layout_samples(randn: Callable[..., Tensor]) -> Iterator[Sample]:
         "permuted": whole.permute(3, 1, 0, 2),
         "one_off": whole.flatten()[1:],
         "scalar": whole[0, 0, 0, 0],
-        "six_axes": randn(2, 3, 2, 5, 4, 3).permute(5, 0, 3, 2, 4, 1),
+        "eight_axes": randn(2, 3, 2, 2, 3, 2, 4, 3).permute(5, 0, 3, 7, 2, 4, 6, 1),
         "empty": whole[:0],
         "wide_transpose": randn(300, 500).T,
     }

@@ -134,7 +134,7 @@ void pointwise(const py::object& program, const py::tuple& result, const py::lis
   PointwiseArgs args{};
   const Described out(result);
   if (inputs.size() < 1 || inputs.size() > PointwiseArgs::kMaxInputs || !set_result(args, out.view))
-    throw py::value_error("pointwise: expected 1 to 8 tensors of at most 6 axes");
+    throw py::value_error("pointwise: expected 1 to 8 tensors of at most 8 axes");
   args.num_inputs = int(inputs.size());
   for (int k = 0; k < args.num_inputs; ++k) {
     const Described x(inputs[size_t(k)].cast<py::tuple>());

@@ -57,7 +57,7 @@ enum class PointwiseStep : int8_t {
 };
 
 // A tensor's memory; strides in elements, 0 along axes that it's repeated over.
-constexpr int kMaxRank = 6;
+constexpr int kMaxRank = 8;
 struct StridedView {
   void* data;
   int64_t strides[kMaxRank];

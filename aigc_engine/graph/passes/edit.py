@@ -85,6 +85,12 @@ def insert(before: fx.Node, target: Any, args: Sequence[Any], kwargs: dict[str, 
     return node
 
 
+def call(before: fx.Node, target: Any, *args: Any) -> fx.Node:
+    """A new call before a node; what it gives is found on the fakes."""
+    found = fx.map_arg(args, lambda node: node.meta["val"])
+    return insert(before, target, args, {}, target(*found))
+
+
 def replace(node: fx.Node, target: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> fx.Node:
     """A call in the place of another, with the same result."""
     new = insert(node, target, args, kwargs, node.meta.get("val"))

@@ -10,9 +10,11 @@ from torch import fx
 from aigc_engine import ops
 from aigc_engine.graph.passes.edit import (
     aten,
+    call,
     calls,
     dtype,
     erase_dead,
+    forward,
     insert,
     is_call,
     is_tensor,
@@ -39,6 +41,36 @@ def use_norms(graph: fx.Graph) -> None:
         found = normal(node)
         if len(found["normalized_shape"]) == 1 and found["eps"] is not None:
             replace(node, ops.rms_norm, (found["input"], found["weight"]), {"eps": found["eps"]})
+
+
+def use_normalize(graph: fx.Graph) -> None:
+    """x / max(|x|, eps) along one axis, as F.normalize makes it, by rms_norm: 1 / sqrt(C) of it.
+
+    rms_norm adds eps^2 / C to the mean of squares. That changes no bit of float32 where |x| > 1e4 eps.
+    """
+    for node in calls(graph, aten.div.Tensor):
+        x, norm = node.args
+        if is_call(norm, aten.expand.default, aten.expand_as.default):
+            norm = norm.args[0]
+        if not is_call(norm, aten.clamp_min.default, aten.clamp.default):
+            continue
+        least, length = norm.args[1], norm.args[0]
+        if not is_call(length, aten.linalg_vector_norm.default) or length.args[0] is not x:
+            continue
+        found = normal(length)
+        axes, axis = len(sizes(x)), found["dim"]
+        if found["ord"] != 2 or not found["keepdim"] or found["dtype"] or axis is None or len(axis) != 1:
+            continue
+        axis = axis[0] % axes
+        width = sizes(x)[axis]
+        if type(width) is not int or type(least) is not float or len(norm.args) > 2:
+            continue
+        order = [i for i in range(axes) if i != axis] + [axis]
+        back = [order.index(i) for i in range(axes)]
+        rows = call(node, aten.permute.default, x, order)
+        made = insert(node, ops.rms_norm, (rows, None), {"eps": least**2 / width}, rows.meta["val"])
+        forward(node, call(node, aten.mul.Tensor, call(node, aten.permute.default, made, back), width**-0.5))
+    erase_dead(graph)
 
 
 def join_group_norm_silu(graph: fx.Graph) -> None:
@@ -100,8 +132,40 @@ def _flat(value: fx.Node) -> fx.Node:
     return value
 
 
+def use_flat_resize(graph: fx.Graph) -> None:
+    """Nearest resizing of video: of each frame, and by a whole factor along them."""
+    for node in calls(graph, aten.upsample_nearest3d.vec):
+        found = normal(node)
+        x, size, factors = found["input"], found["output_size"], found["scale_factors"]
+        batch, frames = (insert(node, aten.sym_size.int, (x, i), {}, x.meta["val"].shape[i]) for i in (0, 2))
+        images = call(node, aten.flatten.using_ints, call(node, aten.transpose.int, x, 1, 2), 0, 1)
+        times = 1
+        if size is None and all(factor == int(factor) and factor >= 1 for factor in factors):
+            times = int(factors[0])
+            images = call(node, aten.upsample_nearest2d.vec, images, None, factors[1:])
+        elif size is not None and sizes(x)[2] == sizes(node)[2]:
+            value = node.meta["val"].transpose(1, 2).flatten(0, 1)
+            images = insert(node, ops.resize2d, (images, list(size[1:])), {"mode": "nearest"}, value)
+        else:
+            continue
+        y = call(node, aten.transpose.int, call(node, aten.unflatten.int, images, 0, [batch, frames]), 1, 2)
+        if times > 1:
+            again = call(
+                node,
+                aten.expand.default,
+                call(node, aten.unsqueeze.default, y, 3),
+                [-1, -1, -1, times, -1, -1],
+            )
+            y = call(node, aten.flatten.using_ints, again, 2, 3)
+        forward(node, y)
+    erase_dead(graph)
+
+
 def use_resize(graph: fx.Graph) -> None:
-    """Nearest and bilinear resizing, to a size or by whole factors."""
+    """Nearest and bilinear resizing, to a size or by whole factors, for which nearest-exact is nearest."""
+    for node in calls(graph, aten._upsample_nearest_exact2d.vec):
+        if normal(node)["output_size"] is None:
+            node.target = aten.upsample_nearest2d.vec
     for node in calls(graph, aten.upsample_nearest2d.vec, aten.upsample_bilinear2d.vec):
         found = normal(node)
         x, size, factors = found["input"], found["output_size"], found["scale_factors"]

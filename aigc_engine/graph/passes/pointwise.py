@@ -11,9 +11,10 @@ from torch import fx
 
 from aigc_engine import ops
 from aigc_engine.graph.passes.edit import aten, dtype, erase_dead, insert, is_tensor, normal, sizes
+from aigc_engine.ops.pointwise import MOST_AXES
 
 FLOATS = (torch.float32, torch.bfloat16)
-MOST_TENSORS, MOST_STEPS, MOST_AXES = 8, 24, 6  # csrc/cpu/args.h: PointwiseArgs
+MOST_TENSORS, MOST_STEPS = 8, 24  # csrc/cpu/args.h: PointwiseArgs
 
 UNARY = {
     aten.abs.default: "abs",

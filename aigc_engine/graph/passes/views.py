@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import fx
 
-from aigc_engine.graph.passes.edit import aten, calls, erase_dead, forward, insert, normal, sizes
+from aigc_engine.graph.passes.edit import aten, call, calls, erase_dead, forward, insert, normal, sizes
 
 
 def use_views(graph: fx.Graph) -> None:
@@ -14,26 +14,26 @@ def use_views(graph: fx.Graph) -> None:
     for node in calls(graph, aten.pixel_shuffle.default):
         x, factor = node.args
         if len(sizes(x)) == 4:
-            cut = _call(node, aten.unflatten.int, x, 1, [-1, factor, factor])
-            turned = _call(node, aten.permute.default, cut, [0, 1, 4, 2, 5, 3])
-            rows = _call(node, aten.flatten.using_ints, turned, 2, 3)
-            forward(node, _call(node, aten.flatten.using_ints, rows, 3, 4))
+            cut = call(node, aten.unflatten.int, x, 1, [-1, factor, factor])
+            turned = call(node, aten.permute.default, cut, [0, 1, 4, 2, 5, 3])
+            rows = call(node, aten.flatten.using_ints, turned, 2, 3)
+            forward(node, call(node, aten.flatten.using_ints, rows, 3, 4))
     for node in calls(graph, aten.pixel_unshuffle.default):
         x, factor = node.args
         if len(sizes(x)) == 4:
-            cut = _call(node, aten.unflatten.int, x, 3, [-1, factor])
-            cut = _call(node, aten.unflatten.int, cut, 2, [-1, factor])
-            turned = _call(node, aten.permute.default, cut, [0, 1, 3, 5, 2, 4])
-            forward(node, _call(node, aten.flatten.using_ints, turned, 1, 3))
+            cut = call(node, aten.unflatten.int, x, 3, [-1, factor])
+            cut = call(node, aten.unflatten.int, cut, 2, [-1, factor])
+            turned = call(node, aten.permute.default, cut, [0, 1, 3, 5, 2, 4])
+            forward(node, call(node, aten.flatten.using_ints, turned, 1, 3))
     for node in calls(graph, aten.stack.default):
         found = normal(node)
         axis = found["dim"] % node.meta["val"].ndim
-        parts = [_call(node, aten.unsqueeze.default, part, axis) for part in found["tensors"]]
-        forward(node, _call(node, aten.cat.default, parts, axis))
+        parts = [call(node, aten.unsqueeze.default, part, axis) for part in found["tensors"]]
+        forward(node, call(node, aten.cat.default, parts, axis))
     for node in calls(graph, aten.einsum.default):
         axes = _permutation(*node.args[:2])
         if axes is not None:
-            forward(node, _call(node, aten.permute.default, node.args[1][0], axes))
+            forward(node, call(node, aten.permute.default, node.args[1][0], axes))
     erase_dead(graph)
 
 
@@ -44,24 +44,24 @@ def use_flat_convolutions(graph: fx.Graph) -> None:
         x, weight = found["input"], found["weight"]
         if len(sizes(x)) != 3:
             continue
-        x, weight = (_call(node, aten.unsqueeze.default, value, 2) for value in (x, weight))
+        x, weight = (call(node, aten.unsqueeze.default, value, 2) for value in (x, weight))
         stride, dilation = [1, *found["stride"]], [1, *found["dilation"]]
         padding, more = [0, *found["padding"]], [0, *found["output_padding"]]
         args = x, weight, found["bias"], stride, padding, more, found["groups"], dilation
-        forward(node, _call(node, aten.squeeze.dim, _call(node, aten.conv_transpose2d.input, *args), 2))
+        forward(node, call(node, aten.squeeze.dim, call(node, aten.conv_transpose2d.input, *args), 2))
     for node in calls(graph, aten.conv3d.default):
         found = normal(node)
         x, weight = found["input"], found["weight"]
         if len(sizes(x)) != 5 or sizes(weight)[3:] != (1, 1) or _moves(found):
             continue
         height, width = (_size(node, x, axis) for axis in (3, 4))
-        flat, weight = _call(node, aten.flatten.using_ints, x, 3, 4), _call(node, aten.squeeze.dim, weight, 4)
+        flat, weight = call(node, aten.flatten.using_ints, x, 3, 4), call(node, aten.squeeze.dim, weight, 4)
         stride, padding, dilation = (
             [found[n][0], rest] for n, rest in (("stride", 1), ("padding", 0), ("dilation", 1))
         )
         layout = stride, padding, dilation, found["groups"]
-        result = _call(node, aten.conv2d.default, flat, weight, found["bias"], *layout)
-        forward(node, _call(node, aten.unflatten.int, result, 3, [height, width]))
+        result = call(node, aten.conv2d.default, flat, weight, found["bias"], *layout)
+        forward(node, call(node, aten.unflatten.int, result, 3, [height, width]))
     erase_dead(graph)
 
 
@@ -80,9 +80,3 @@ def _permutation(equation: str, operands: list[fx.Node]) -> list[int] | None:
     if len(operands) != 1 or not arrow or not before.isalpha() or len(set(before)) != len(before):
         return None
     return [before.index(axis) for axis in after] if sorted(before) == sorted(after) else None
-
-
-def _call(before: fx.Node, target: Any, *args: Any) -> fx.Node:
-    """A new call; what it gives is found on the fakes."""
-    found = fx.map_arg(args, lambda node: node.meta["val"])
-    return insert(before, target, args, {}, target(*found))
