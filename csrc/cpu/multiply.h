@@ -121,11 +121,20 @@ struct Idle {
 
 #if defined(__AMX_TILE__) || defined(AIGC_EMULATE_TILES)
 
-// R row tiles by V panels. Lines past a tile's rows hold whatever follows: they give rows that nobody reads.
-template <class P, int R, int V, class Work>
-AIGC_INLINE void multiply_tiles(const char* left, int64_t row_tile, int64_t left_tile, const char* right,
-                                int64_t panel, int64_t tiles, float* sums, int64_t sum_row_tile,
-                                int64_t sum_panel, bool add, Work& work) {
+// Depth tiles one after the other.
+struct EvenDepth {
+  int64_t bytes;
+
+  AIGC_MEMBER int64_t operator()(int64_t t) const { return t * bytes; }
+};
+
+// R row tiles, `row_tile` bytes apart, by V panels. Lines are `pitch` bytes apart, those of depth tile t
+// depth(t) bytes from `left` on. Lines past a tile's rows hold whatever follows: they give rows that nobody
+// reads. `work` goes on beside the dots.
+template <class P, int R, int V, class Depth, class Work>
+AIGC_INLINE void multiply_tiles(const char* left, int64_t pitch, int64_t row_tile, const Depth& depth,
+                                const char* right, int64_t panel, int64_t tiles, float* sums,
+                                int64_t sum_row_tile, int64_t sum_panel, bool add, Work& work) {
   if (add) {
     tile_load<0>(sums, kTileLine);
     if constexpr (V > 1) tile_load<1>(sums + sum_panel, kTileLine);
@@ -135,15 +144,15 @@ AIGC_INLINE void multiply_tiles(const char* left, int64_t row_tile, int64_t left
     tile_zero<0>(), tile_zero<1>(), tile_zero<2>(), tile_zero<3>();
   }
   for (int64_t t = 0; t < tiles; ++t) {
-    const char *a = left + t * left_tile, *b = right + t * P::kRight;
+    const char *a = left + depth(t), *b = right + t * P::kRight;
     for (const Part& part : P::kParts) {
-      if (!part.same_left) tile_load<4>(a + part.left, P::kLeft);
+      if (!part.same_left) tile_load<4>(a + part.left, pitch);
       tile_load<6>(b + part.right, kTileLine);
       P::template dot<0, 4, 6>();
       if constexpr (V > 1) tile_load<7>(b + panel + part.right, kTileLine);
       if constexpr (V > 1) P::template dot<1, 4, 7>();
       if constexpr (R > 1)
-        if (!part.same_left) tile_load<5>(a + row_tile + part.left, P::kLeft);
+        if (!part.same_left) tile_load<5>(a + row_tile + part.left, pitch);
       if constexpr (R > 1) P::template dot<2, 5, 6>();
       if constexpr (R > 1 && V > 1) P::template dot<3, 5, 7>();
     }
@@ -184,14 +193,15 @@ AIGC_INLINE void multiply(const Block& b, [[maybe_unused]] Work& work, const Don
     if constexpr (P::kTiles) {
 #if defined(__AMX_TILE__) || defined(AIGC_EMULATE_TILES)
       if (b.rows - row >= 2 * kTileRows) {
-        multiply_tiles<P, 2, V>(left, kTileRows * b.left_tiles * P::kLeft, kTileRows * P::kLeft, b.right,
-                                b.panel, b.tiles, sums, b.sum_row_tile, b.sum_panel, b.add, work);
+        multiply_tiles<P, 2, V>(left, P::kLeft, kTileRows * b.left_tiles * P::kLeft,
+                                EvenDepth{kTileRows * P::kLeft}, b.right, b.panel, b.tiles, sums,
+                                b.sum_row_tile, b.sum_panel, b.add, work);
         done(row, 2 * kTileRows);
         row += kTileRows;
         continue;
       }
-      multiply_tiles<P, 1, V>(left, 0, rows * P::kLeft, b.right, b.panel, b.tiles, sums, 0, b.sum_panel,
-                              b.add, work);
+      multiply_tiles<P, 1, V>(left, P::kLeft, 0, EvenDepth{rows * P::kLeft}, b.right, b.panel, b.tiles, sums,
+                              0, b.sum_panel, b.add, work);
 #endif
     } else {
       if (b.pitch)
