@@ -1,10 +1,12 @@
 // Convolution as a product of gathered rows with a packed weight: implicit GEMM.
 //
 // 2 M K N operations over M output pixels, K = taps x channels, N output channels; floor: the same product's.
-// Patches are gathered block by block straight into tiles, which costs a copy per tap; vector levels pack an
-// image of whole lines of channels once instead (padded.h). int8 patches are always gathered: each has a
-// scale of its own, so a pixel's integers are others in every patch that it's in.
-#include "cpu/padded.h"
+// Patches are gathered block by block straight into tiles, which costs a copy per tap; an image of whole
+// lines of channels is packed once instead (padded.h), but where tiles would stand half empty on narrow ones.
+// int8 patches are always gathered: each has a scale of its own, so a pixel's integers are others in every
+// patch that it's in.
+#include "cpu/padded_strips.h"
+#include "cpu/padded_tiles.h"
 
 namespace aigc::AIGC_ISA {
 namespace {
@@ -32,8 +34,10 @@ void conv(const ConvArgs& a) {
       const int64_t panels = panels_of(e), tiles = (source.depth + P::kDepth - 1) / P::kDepth;
       if (P::kScaled) e.scales += group * panels * kLanes, e.column_sums += group * panels * kLanes;
       const auto multiply = [&] {
-        if constexpr (PaddedConv<P, T>::kPossible)
-          if (PaddedConv<P, T>::serves(source)) return PaddedConv<P, T>(source, weight, panels, e).run();
+        if constexpr (!P::kScaled) {
+          using Padded = std::conditional_t<P::kTiles, PaddedTiles<P, T>, PaddedStrips<P, T>>;
+          if (Padded::serves(source, panels)) return Padded(source, weight, panels, e).run();
+        }
         gemm<P, T>(source, weight, rows, panels, e, a.threads);
       };
       multiply();
