@@ -242,6 +242,8 @@ def _samples(dtype: torch.dtype, device: str) -> Iterator[Sample]:
     yield Sample("lines_beyond", (nhwc(2, 32, 2, 3), packed(17, 32, 3, 3)), {"padding": 4}, batch_axis=0)
     both = {"concat": nhwc(2, 32, 7, 9), "padding": 1}
     yield Sample("lines_concat", (nhwc(2, 32, 7, 9), packed(33, 64, 3, 3), randn(33)), both, batch_axis=0)
+    wide = {"stride": 2, "padding": 1, "act": "silu", "residual": nhwc(2, 40, 3, 19)}
+    yield Sample("lines_wide", (nhwc(2, 64, 5, 37), packed(40, 64, 3, 3), randn(40)), wide, batch_axis=0)
     yield Sample("lines_1x1", (nhwc(2, 96, 5, 9), packed(40, 96, 1, 1), randn(40)), batch_axis=0)
     few = {"padding": 1, "act": "tanh", "channel_bias": randn(2, 1)}
     yield Sample("few_1", (nhwc(2, 16, 8, 12), packed(1, 16, 3, 3), randn(1)), few, batch_axis=0)
