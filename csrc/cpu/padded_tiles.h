@@ -105,21 +105,32 @@ class PaddedTiles : PaddedImage<P, T> {
     const auto left = [&](int64_t i) {
       return task.lines + i / across * a_.stride[0] * line_bytes(task.width) + i % across * kTileRows * pitch;
     };
+    // Rows of the row tiles, one after the other.
+    const auto done = [&](int first, int last) {
+      for (int row = first, next; row < last; row = next) {
+        const int64_t tile = row / kTileRows, x = tile % across * kTileRows;
+        const int lane = row % kTileRows;
+        next = smaller(last, row - lane + kTileRows);
+        const int rows = int(smaller(next - row, task.width - x - lane));
+        if (rows > 0)
+          finish<T, SumsOf<P>>(epilogue_, task.places + tile / across * task.width + x + lane, rows, p, V,
+                               task.sums + tile * kTileFloats + lane * kLanes, sum_panel);
+      }
+    };
+    Beside finishing(done, kFinished);
     for (int64_t i = 0; i < count; i += 2) {
       const char* line = left(i);
       float* sums = task.sums + i * kTileFloats;
       // Any two row tiles have all of their lines equally far apart.
       if (i + 1 < count)
         multiply_tiles<P, 2, V>(line, pitch, left(i + 1) - line, depth, right, panel, tiles, sums,
-                                kTileFloats, sum_panel, add);
-      else multiply_tiles<P, 1, V>(line, pitch, 0, depth, right, panel, tiles, sums, 0, sum_panel, add);
-      for (int64_t done = i; ends && done < smaller(i + 2, count); ++done) {
-        const int64_t x = done % across * kTileRows;
-        finish<T, SumsOf<P>>(epilogue_, task.places + done / across * task.width + x,
-                             int(smaller(task.width - x, kTileRows)), p, V, task.sums + done * kTileFloats,
-                             sum_panel);
-      }
+                                kTileFloats, sum_panel, add, finishing);
+      else
+        multiply_tiles<P, 1, V>(line, pitch, 0, depth, right, panel, tiles, sums, 0, sum_panel, add,
+                                finishing);
+      if (ends) finishing.add(int(i) * kTileRows, int(smaller(i + 2, count)) * kTileRows);
     }
+    finishing.rest();
   }
 
   int64_t chunk_;  // depth tiles

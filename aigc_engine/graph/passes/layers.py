@@ -24,6 +24,8 @@ from aigc_engine.graph.passes.edit import (
     sizes,
 )
 
+MOST_REPEATS = 8  # of a frame, for a size that is a multiple
+
 
 def use_norms(graph: fx.Graph) -> None:
     """aten's group_norm, layer_norm and rms_norm."""
@@ -89,12 +91,12 @@ def join_adaptive_layer_norm(graph: fx.Graph) -> None:
         if scaled is not None and is_call(scaled, aten.mul.Tensor):
             scale = _one_plus(_other(scaled, node))
             if _per_sample(scale, node):
-                node = _take(node, scaled, scale=_flat(scale))
+                node = _take(node, scaled, scale=scale)
         shifted = only_user(node)
         if shifted is not None and is_call(shifted, aten.add.Tensor) and not shifted.kwargs:
             shift = _other(shifted, node)
             if _per_sample(shift, node):
-                _take(node, shifted, shift=_flat(shift))
+                _take(node, shifted, shift=shift)
     erase_dead(graph)
 
 
@@ -128,34 +130,28 @@ def _per_sample(value: Any, norm: fx.Node) -> bool:
     return sizes(value) == (batch, *[1] * len(middle), width)
 
 
-def _flat(value: fx.Node) -> fx.Node:
-    return value
-
-
 def use_flat_resize(graph: fx.Graph) -> None:
     """Nearest resizing of video: of each frame, and by a whole factor along them."""
     for node in calls(graph, aten.upsample_nearest3d.vec):
         found = normal(node)
         x, size, factors = found["input"], found["output_size"], found["scale_factors"]
+        if size is not None:
+            times = next((n for n in range(1, MOST_REPEATS + 1) if sizes(node)[2] == n * sizes(x)[2]), 0)
+        else:
+            times = int(factors[0]) if factors[0] == int(factors[0]) else 0
+        if times < 1:
+            continue
         batch, frames = (insert(node, aten.sym_size.int, (x, i), {}, x.meta["val"].shape[i]) for i in (0, 2))
         images = call(node, aten.flatten.using_ints, call(node, aten.transpose.int, x, 1, 2), 0, 1)
-        times = 1
-        if size is None and all(factor == int(factor) and factor >= 1 for factor in factors):
-            times = int(factors[0])
+        if size is None:
             images = call(node, aten.upsample_nearest2d.vec, images, None, factors[1:])
-        elif size is not None and sizes(x)[2] == sizes(node)[2]:
-            value = node.meta["val"].transpose(1, 2).flatten(0, 1)
-            images = insert(node, ops.resize2d, (images, list(size[1:])), {"mode": "nearest"}, value)
         else:
-            continue
+            value = node.meta["val"][:, :, ::times].transpose(1, 2).flatten(0, 1)
+            images = insert(node, ops.resize2d, (images, list(size[1:])), {"mode": "nearest"}, value)
         y = call(node, aten.transpose.int, call(node, aten.unflatten.int, images, 0, [batch, frames]), 1, 2)
         if times > 1:
-            again = call(
-                node,
-                aten.expand.default,
-                call(node, aten.unsqueeze.default, y, 3),
-                [-1, -1, -1, times, -1, -1],
-            )
+            again = call(node, aten.unsqueeze.default, y, 3)
+            again = call(node, aten.expand.default, again, [-1, -1, -1, times, -1, -1])
             y = call(node, aten.flatten.using_ints, again, 2, 3)
         forward(node, y)
     erase_dead(graph)
