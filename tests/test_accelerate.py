@@ -211,29 +211,6 @@ def test_many_shapes_keep_few_plans() -> None:
     assert len(fast._graphs) == 1 and len(fast._shapes) <= 16
 
 
-def test_sizes_for_which_the_code_takes_another_way() -> None:
-    class Both(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return x * 2 if x.shape[1] > 4 else x - 1
-
-    fast, model = accelerate(Both().eval()), Both()
-    for width in (3, 8, 4, 5):
-        x = torch.randn(2, width)
-        assert torch.equal(fast(x), model(x))
-
-
-def test_sizes_of_one_beside_multiples_of_them() -> None:
-    class Frames(nn.Module):
-        def forward(self, video: Tensor, text: Tensor) -> Tensor:
-            return video.transpose(1, 2).reshape(text.shape) * text
-
-    fast, model = accelerate(Frames().eval()), Frames()
-    for batch, frames in ((1, 3), (1, 5), (2, 3), (3, 2), (1, 2)):
-        args = torch.randn(batch, 4, frames), torch.randn(batch * frames, 4)
-        assert torch.equal(fast(*args), model(*args))
-    assert len(fast._graphs) <= 3
-
-
 def test_fractions_that_the_code_rounds() -> None:
     class Rounds(nn.Module):
         def forward(self, x: Tensor, t: Tensor | float) -> Tensor:

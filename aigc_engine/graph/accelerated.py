@@ -310,6 +310,9 @@ class Accelerated:
         failure: UnsupportedError | None = None
         for fixed, sizes in self._ways(given):
             self._numbers_fixed = fixed
+            leaves = self._prepared(given)
+            if sizes == "any" and any(graph.capture.holds_for_two(leaves, spec) for graph in self._graphs):
+                continue  # it would be captured again
             try:
                 return self._captured(given, spec, sizes)
             except StrictError:

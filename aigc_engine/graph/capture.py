@@ -22,6 +22,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 
 from aigc_engine.dispatch import UnsupportedError, capturing
+from aigc_engine.graph.branches import answers_noted, branches
 from aigc_engine.graph.traced import Traced, evaluate, expression, traced
 
 Sizes = Literal["any", "not one", "given"]
@@ -29,7 +30,7 @@ Sizes = Literal["any", "not one", "given"]
 # ValueErrors for arguments; the others come from the module's code, which meets a tensor where it had a
 # number, or two rows where it had one.
 LIMITS = (RuntimeError, TypeError, ValueError, AttributeError, LookupError, AssertionError)
-_ONES = ("!= 1", ">= 2", "> 1")  # guards that only say that a size isn't 1
+_ONES = ("!= 1", ">= 2", "> 1")  # guards that only say that a size isn't 1: operators' or also in `branches`
 
 
 class RankError(ValueError):
@@ -58,6 +59,7 @@ class Capture:
         ranges: smallest and largest value of each symbol; None for no bound.
         casts: dtypes in which plans keep inputs, other than the arguments'.
         guards: what else must hold of the sizes, as Python over L, arguments by name.
+        branches: what the module's own code found of the sizes, as Python over the symbols.
     """
 
     graph: fx.Graph
@@ -69,6 +71,7 @@ class Capture:
     out_spec: pytree.TreeSpec
     ranges: Mapping[str, tuple[int, int | None]]
     guards: Sequence[str]
+    branches: Sequence[str] = ()
     casts: dict[str, torch.dtype] = field(default_factory=dict)
 
     def symbols(self, leaves: Sequence[Any], in_spec: pytree.TreeSpec) -> dict[str, int] | None:
@@ -92,6 +95,10 @@ class Capture:
                     return None
         return found if self._allows(found, leaves) else None
 
+    def holds_for_two(self, leaves: Sequence[Any], in_spec: pytree.TreeSpec) -> bool:
+        """Whether the graph holds for such arguments with two rows where they have one."""
+        return self.symbols([_never_one(leaf) for leaf in leaves], in_spec) is not None
+
     def settle(self) -> None:
         """Forgets the fakes: from here on, what nodes give is `Traced`."""
         for node in self.graph.nodes:
@@ -102,7 +109,8 @@ class Capture:
         ]
 
     def _allows(self, symbols: Mapping[str, int], leaves: Sequence[Any]) -> bool:
-        # Traced at 2, a size of 1 was never seen. The graph holds for it too: lowering looks at ranks.
+        # Traced at 2, a size of 1 was never seen. The graph holds for it too where the module's code takes
+        # the same way: lowering looks at ranks.
         for symbol, size in symbols.items():
             low, high = self.ranges.get(symbol, (0, None))
             if max(size, 2) < low or (high is not None and size > high):
@@ -110,12 +118,20 @@ class Capture:
         for leaf, taken in zip(leaves, self.taken, strict=True):
             if isinstance(taken, Traced) and tuple(leaf.shape) != self._sizes(taken, symbols):
                 return False
+        if not self._same_way(symbols):
+            return False
         args, kwargs = pytree.tree_unflatten(list(leaves), self.in_spec)
         named = dict(self.signature.bind(*args, **kwargs).arguments)
         return all(
             guard.rstrip(")").endswith(_ONES) or eval(guard, {"L": named, "math": math, "torch": torch})
             for guard in self.guards
         )
+
+    def _same_way(self, symbols: Mapping[str, int]) -> bool:
+        try:
+            return all(evaluate(branch, symbols) for branch in self.branches)
+        except NameError:  # as below
+            return False
 
     def _sizes(self, taken: Traced, symbols: Mapping[str, int]) -> tuple[int, ...] | None:
         try:
@@ -166,13 +182,14 @@ def capture(
     if sizes != "given":
         dynamic = tuple(pytree.tree_map(_dynamic, args)), pytree.tree_map(_dynamic, kwargs)
     try:
-        program, guards = _export(module, args, kwargs, dynamic)
+        with answers_noted() as answers:
+            program, guards = _export(module, args, kwargs, dynamic)
     except LIMITS as error:
         raise UnsupportedError(
             f"accelerate: {type(module).__name__} can't be captured: {_first_lines(error)}; "
             "torch.export says more"
         ) from error
-    return _read(module, program, guards, in_spec)
+    return _read(module, program, guards, branches(answers), in_spec)
 
 
 def _export(module: nn.Module, args: tuple, kwargs: dict, dynamic: Any) -> tuple[Any, list[str]]:
@@ -245,7 +262,9 @@ def _dynamic(leaf: Any) -> Any:
     return {axis: torch.export.Dim.AUTO for axis, size in enumerate(leaf.shape) if size != 1}
 
 
-def _read(module: nn.Module, program: Any, guards: Sequence[str], in_spec: pytree.TreeSpec) -> Capture:
+def _read(
+    module: nn.Module, program: Any, guards: Sequence[str], ways: Sequence[str], in_spec: pytree.TreeSpec
+) -> Capture:
     from torch.export.graph_signature import InputKind, OutputKind
 
     name = type(module).__name__
@@ -289,6 +308,7 @@ def _read(module: nn.Module, program: Any, guards: Sequence[str], in_spec: pytre
         out_spec,
         _ranges(program),
         guards,
+        ways,
     )
 
 

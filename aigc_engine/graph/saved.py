@@ -22,7 +22,7 @@ from aigc_engine.dispatch import Op
 from aigc_engine.graph.capture import Capture, Source, signature_of
 from aigc_engine.graph.traced import Traced
 
-FORMAT = 1
+FORMAT = 2
 TORCH = ".".join(torch.__version__.split(".")[:2])  # a release's graphs hold for its patches and builds
 _MODULES = {"math": math, "operator": operator, "torch": torch}
 SIZES = {f"math.{name}" for name in ("ceil", "floor", "trunc")}
@@ -111,6 +111,7 @@ def _graph(found: Capture, prefix: str, tensors: dict[str, Tensor]) -> dict[str,
         "specs": [pytree.treespec_dumps(spec) for spec in (found.in_spec, found.out_spec)],
         "ranges": found.ranges,
         "guards": list(found.guards),
+        "branches": list(found.branches),
         "casts": {name: str(dtype).removeprefix("torch.") for name, dtype in found.casts.items()},
     }
 
@@ -139,8 +140,11 @@ def _capture(found: dict[str, Any], prefix: str, tensors: Mapping[str, Tensor], 
     in_spec, out_spec = map(pytree.treespec_loads, found["specs"])
     ranges = {symbol: (low, high) for symbol, (low, high) in found["ranges"].items()}
     casts = {nodes[name].name: getattr(torch, dtype) for name, dtype in found["casts"].items()}
-    signature, guards = signature_of(module), list(map(_expression, found["guards"]))
-    return Capture(graph, sources, inputs, taken, signature, in_spec, out_spec, ranges, guards, casts)
+    signature = signature_of(module)
+    guards, branches = (list(map(_expression, found[name])) for name in ("guards", "branches"))
+    return Capture(
+        graph, sources, inputs, taken, signature, in_spec, out_spec, ranges, guards, branches, casts
+    )
 
 
 def _check(module: nn.Module, name: str, wanted: Traced) -> None:

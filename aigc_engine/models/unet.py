@@ -129,9 +129,8 @@ class UNet(nn.Module):
         """
         if label is None:
             label = torch.full(t.shape, self.null_label, dtype=torch.int64, device=t.device)
-        if x.shape[0] == 1 and not native_rows(
-            x
-        ):  # a lone row would leave the convolutions that all other batches take
+        # A lone row would leave the convolutions that all other batches take.
+        if not native_rows(x) and x.shape[0] == 1:
             return self(x.expand(2, -1, -1, -1), t.expand(2), label.expand(2))[:1]
         time = self.time2(rowwise_silu(self.time1(timestep_embedding(t, self.config.embedding))))
         e = rowwise_silu(time + self.label(label))

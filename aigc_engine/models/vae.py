@@ -80,9 +80,8 @@ class VAE(nn.Module):
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-variance, both (B, latent), of images x (B, C, H, W) in [-1, 1]."""
-        if x.shape[0] == 1 and not native_rows(
-            x
-        ):  # a lone row would leave the convolutions that all other batches take
+        # A lone row would leave the convolutions that all other batches take.
+        if not native_rows(x) and x.shape[0] == 1:
             mean, logvar = self.encode(x.expand(2, -1, -1, -1))
             return mean[:1], logvar[:1]
         h = channels_last(x)
@@ -93,7 +92,7 @@ class VAE(nn.Module):
 
     def logits(self, z: Tensor) -> Tensor:
         """Logits (B, C, H, W) of the brightness of each pixel, for latents z (B, latent)."""
-        if z.shape[0] == 1 and not native_rows(z):
+        if not native_rows(z) and z.shape[0] == 1:
             return self.logits(z.expand(2, -1))[:1]
         h = channels_last(self.prior(z).unflatten(1, (self.config.widths[-1], self.size, self.size)))
         for i, (conv, norm) in enumerate(zip(self.decoder, self.decoder_norms, strict=True)):
