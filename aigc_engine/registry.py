@@ -16,6 +16,7 @@ FLOATS = frozenset({torch.float32, torch.bfloat16})
 GPU_FLOATS = frozenset({torch.float32, torch.bfloat16, torch.float16})
 PACKED = frozenset({"packed"})
 INT64 = frozenset({torch.int64})
+INDICES = frozenset({torch.int64, torch.int32})
 NORM_RESULTS = frozenset({"as x", "bfloat16"})
 
 
@@ -93,6 +94,7 @@ LINES: tuple[Line, ...] = (
     _native("conv_transpose1d", "conv", weight=PACKED),
     _native("conv_transpose2d", "conv", weight=PACKED),
     _native("decoder_step", "decode", FLOAT32),
+    _native("embedding", "embedding", INDICES),
     _native("geglu", "activation"),
     _native("group_norm", "norm", result=NORM_RESULTS),
     _native("group_norm_silu", "norm", result=NORM_RESULTS),

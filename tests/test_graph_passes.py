@@ -234,6 +234,11 @@ def test_resizing_is_native() -> None:
     assert targets(found) == ["resize2d", "conv2d", "resize2d", "pointwise"]
 
 
+def test_tables_are_native() -> None:
+    found = fused(Net(lambda net, i: net.e(i) * 2, e=nn.Embedding(5, 8, padding_idx=1)), torch.tensor([4, 1]))
+    assert targets(found) == ["embedding", "pointwise"]
+
+
 def test_rearrangements_are_views() -> None:
     found = fused(Net(lambda net, x: F.pixel_shuffle(net.c(F.pixel_unshuffle(x, 2)), 2), c=conv(32, 32)), X)
     assert {"pixel_shuffle", "pixel_unshuffle"}.isdisjoint(targets(found))

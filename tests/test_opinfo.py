@@ -108,6 +108,11 @@ def interpolate(x: Tensor, size: Any = None, **kwargs: Any) -> Tensor:
     return ops.resize2d(x, size, mode=kwargs["mode"], align_corners=bool(kwargs["align_corners"]))
 
 
+def embedding(weight: Tensor, indices: Tensor, **kwargs: Any) -> Tensor:
+    only("max_norm" not in kwargs)  # which changes the weight
+    return ops.embedding(indices, weight)
+
+
 def silu(x: Tensor) -> Tensor:
     only(x.ndim > 0)
     return batched(x, max(x.ndim, 2), lambda x: ops.bias_act(x, act="silu"))
@@ -129,6 +134,7 @@ OURS = {
     "nn.functional.rms_norm": rms_norm,
     "nn.functional.group_norm": group_norm,
     "nn.functional.interpolate": interpolate,
+    "nn.functional.embedding": embedding,
     "nn.functional.silu": silu,
     "nn.functional.gelu": gelu,
 }

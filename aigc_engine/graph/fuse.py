@@ -45,6 +45,7 @@ def fuse(capture: Capture) -> None:
     layers.join_group_norm_silu(graph)
     layers.join_adaptive_layer_norm(graph)
     layers.use_attention(graph)
+    layers.use_embedding(graph)
     products.use_products(graph)
     batch_norm.fold_batch_norm(graph, static_nodes(capture))
     merge.merge_linears(graph, static_nodes(capture))

@@ -10,6 +10,7 @@ from aigc_engine.ops.conv_transpose1d import conv_transpose1d, pack_conv_transpo
 from aigc_engine.ops.decode import sample_token
 from aigc_engine.ops.decoder import decoder_step
 from aigc_engine.ops.diffusion import linear_update
+from aigc_engine.ops.embedding import embedding
 from aigc_engine.ops.gan import modulated_conv2d, upfirdn2d
 from aigc_engine.ops.linear import linear, pack_linear
 from aigc_engine.ops.norm import group_norm, group_norm_silu, layer_norm, rms_norm
@@ -28,6 +29,7 @@ __all__ = [
     "conv_transpose1d",
     "conv_transpose2d",
     "decoder_step",
+    "embedding",
     "geglu",
     "group_norm",
     "group_norm_silu",

@@ -17,6 +17,7 @@ void bind_attention(py::module_& m);
 void bind_ceiling(py::module_& m);
 void bind_conv(py::module_& m);
 void bind_diffusion(py::module_& m);
+void bind_embedding(py::module_& m);
 void bind_linear(py::module_& m);
 void bind_linear_update(py::module_& m);
 void bind_norm(py::module_& m);

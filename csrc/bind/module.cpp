@@ -43,6 +43,7 @@ PYBIND11_MODULE(_native, m) {
   aigc::bind_ceiling(m);
   aigc::bind_conv(m);
   aigc::bind_diffusion(m);
+  aigc::bind_embedding(m);
   aigc::bind_linear(m);
   aigc::bind_linear_update(m);
   aigc::bind_norm(m);

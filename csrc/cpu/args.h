@@ -93,6 +93,17 @@ struct ResizeArgs {
   int threads;
 };
 
+// out (count, row_bytes) = the rows of weight, row_pitch bytes apart, that `indices` names: int64 if `wide`,
+// else int32.
+struct EmbeddingArgs {
+  const void* indices;
+  const void* weight;
+  void* out;
+  int64_t count, rows, row_bytes, row_pitch;
+  bool wide;
+  int threads;
+};
+
 // How the products of a packed weight are made (see csrc/cpu/product.h).
 enum class Product : int32_t { kFloat32, kBFloat16, kSplit, kInt8 };
 

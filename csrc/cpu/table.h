@@ -22,6 +22,7 @@
   X(bias_act, BiasActArgs)             \
   X(decoder_step, DecoderStepArgs)     \
   X(depthwise, ConvArgs)               \
+  X(embedding, EmbeddingArgs)          \
   X(glu, GluArgs)                      \
   X(linear_update, LinearUpdateArgs)   \
   X(philox_normal, PhiloxNormalArgs)   \

@@ -23,6 +23,7 @@ from aigc_engine.graph.passes.edit import (
     replace,
     sizes,
 )
+from aigc_engine.ops.embedding import INDICES
 
 MOST_REPEATS = 8  # of a frame, for a size that is a multiple
 
@@ -180,6 +181,14 @@ def _times(before: fx.Node, x: fx.Node, axis: int, factor: int) -> fx.Node:
     shape = x.meta["val"].shape
     size = insert(before, aten.sym_size.int, (x, axis), {}, shape[axis])
     return insert(before, operator.mul, (size, factor), {}, shape[axis] * factor)
+
+
+def use_embedding(graph: fx.Graph) -> None:
+    """Rows of a table by number; what padding_idx and the like say is for gradients."""
+    for node in calls(graph, aten.embedding.default):
+        found = normal(node)
+        if dtype(found["indices"]) in INDICES:
+            replace(node, ops.embedding, (found["indices"], found["weight"]), {})
 
 
 def use_attention(graph: fx.Graph) -> None:
