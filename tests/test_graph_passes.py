@@ -234,6 +234,15 @@ def test_resizing_is_native() -> None:
     assert targets(found) == ["resize2d", "conv2d", "resize2d", "pointwise"]
 
 
+def test_products_of_weights_that_are_computed_in_between_are_merged() -> None:
+    def body(net, x):
+        parts = [F.linear(x, layer.weight * 2, layer.bias.neg())[..., :5] for layer in (net.a, net.b)]
+        return torch.cat(parts, -1)
+
+    found = fused(Net(body, a=nn.Linear(16, 6), b=nn.Linear(16, 7)), ROWS)
+    assert targets(found).count("linear") == 1
+
+
 def test_tables_are_native() -> None:
     found = fused(Net(lambda net, i: net.e(i) * 2, e=nn.Embedding(5, 8, padding_idx=1)), torch.tensor([4, 1]))
     assert targets(found) == ["embedding", "pointwise"]

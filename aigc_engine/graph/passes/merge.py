@@ -21,6 +21,7 @@ CUTS = (
 
 def merge_linears(graph: fx.Graph, static: set[fx.Node]) -> None:
     """Linear layers of one input whose results are only looked at in parts: one product, and views of it."""
+    _static_first(graph, static)
     groups: dict[tuple[object, ...], list[fx.Node]] = {}
     for node in calls(graph, ops.linear):
         source, weight, bias = node.args
@@ -31,6 +32,13 @@ def merge_linears(graph: fx.Graph, static: set[fx.Node]) -> None:
         if len(nodes) > 1:
             _merge(nodes)
     erase_dead(graph)
+
+
+def _static_first(graph: fx.Graph, static: set[fx.Node]) -> None:
+    """What follows from parameters alone before all else, so that any layer can read it."""
+    start = next(node for node in graph.nodes if node.op != "placeholder" and node not in static)
+    for node in [node for node in graph.nodes if node.op == "call_function" and node in static]:
+        start.prepend(node)
 
 
 def _merge(nodes: list[fx.Node]) -> None:
