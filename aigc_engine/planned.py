@@ -12,7 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from aigc_engine import capability, zoo
+from aigc_engine.dispatch import UnsupportedError
 from aigc_engine.graph import Accelerated
+from aigc_engine.graph.accelerated import DEFAULT
+from aigc_engine.graph.options import Options
 from aigc_engine.models.vae import Decoder
 
 GRAPH = "graph.safetensors"
@@ -50,20 +53,27 @@ class Planned:
         return str(network.explain()) if network.called else "plans, made at the first call"
 
 
-def planned(checkpoint: zoo.Checkpoint) -> Planned:
-    """The network of a checkpoint's sampler, as plans if its graph lies beside the weights and fits here."""
+def planned(checkpoint: zoo.Checkpoint, options: Options = DEFAULT) -> Planned:
+    """The network of a checkpoint's sampler as plans, if its graph lies beside the weights and fits here.
+
+    With options of `accelerate` it's captured at the first call where there's no such graph.
+
+    Raises:
+        UnsupportedError: options, and no native module.
+    """
     network, _ = _network(checkpoint)
-    path = checkpoint.path / GRAPH
-    if not path.is_file():
-        return Planned(network, f"{checkpoint.name} has no {GRAPH}")
-    if capability.native_missing() is not None:
-        return Planned(network, str(capability.native_missing()))
-    fast = Accelerated(network, quiet=True)  # the sampler explains itself
-    try:
-        fast.load(path)
-    except ValueError as error:
-        return Planned(network, str(error))
-    return Planned(fast)
+    path, chosen = checkpoint.path / GRAPH, options != DEFAULT
+    missing = capability.native_missing()
+    if missing is not None and chosen:
+        raise UnsupportedError(f"accelerate: {missing}")
+    reason = missing or ("" if path.is_file() else f"{checkpoint.name} has no {GRAPH}")
+    fast = Accelerated(network, options, quiet=True)  # the sampler explains itself
+    if not reason and options.dtype is None:  # graphs are kept in the weights' own
+        try:
+            fast.load(path)
+        except ValueError as error:
+            reason = str(error)
+    return Planned(network, reason) if reason and not chosen else Planned(fast)
 
 
 def keep_graph(checkpoint: zoo.Checkpoint) -> Path | None:

@@ -7,7 +7,7 @@ import threading
 import pytest
 import torch
 
-from aigc_engine import zoo
+from aigc_engine import UnsupportedError, capability, zoo
 from aigc_engine.diffusion import Cancelled, DiffusionSampler, Spacing
 from aigc_engine.models.unet import UNet
 from aigc_engine.models.vae import VAE
@@ -177,3 +177,41 @@ def test_bundled_digits():
     assert batch.shape == (3, 1, 28, 28)
     for i, label in enumerate((7, 0, 4)):
         assert torch.equal(batch[i : i + 1], sampler.sample(seed=2 + i, label=label, steps=3))
+
+
+def test_a_checkpoint_s_network_takes_options_of_accelerate(tmp_path, monkeypatch):
+    checkpoint = zoo.load("digits-diffusion")
+    options = {"n": 2, "seed": 4, "label": [1, 2], "steps": 3}
+    wanted = DiffusionSampler.from_checkpoint(checkpoint).sample(**options)
+    low = DiffusionSampler.from_checkpoint(checkpoint, dtype=torch.bfloat16)
+    assert low.explain() == "plans, made at the first call"
+    got = low.sample(**options)
+    assert got.dtype == torch.float32 and 0 < (got - wanted).abs().mean() < 0.05
+    assert "bfloat16" in low.explain() and next(checkpoint.model.parameters()).dtype == torch.float32
+    assert torch.equal(low.sample(1, seed=5, label=2, steps=3), got[1:])
+
+    monkeypatch.setattr(torch.export, "export", None)  # the graph beside the weights serves these
+    coarse = DiffusionSampler.from_checkpoint(checkpoint, quantize="int8")
+    got = coarse.sample(**options)
+    assert 0 < (got - wanted).abs().mean() < 0.05 and "int8" in coarse.explain()
+    with pytest.raises(UnsupportedError, match="left to torch: .*float64"):  # times are embedded in float64
+        DiffusionSampler.from_checkpoint(checkpoint, strict=True).sample(**options)
+    moved = DiffusionSampler.from_checkpoint(zoo.load("digits-diffusion"), offload=tmp_path)
+    assert torch.equal(moved.sample(**options), wanted)
+
+
+def test_a_checkpoint_s_bad_options(monkeypatch):
+    checkpoint = zoo.load("digits-diffusion")
+    for given, kind, message in (
+        ({"dtype": torch.float16}, TypeError, "accelerate: dtype torch.float16, expected one of"),
+        ({"precision": "low"}, ValueError, "accelerate: precision 'low', expected one of"),
+        ({"quantize": "int4"}, ValueError, "accelerate: quantize 'int4', expected one of"),
+        ({"offload": "/nowhere"}, ValueError, "accelerate: offload '/nowhere', expected a folder"),
+        ({"saved": "graph"}, TypeError, "unexpected keyword argument 'saved'"),
+    ):
+        with pytest.raises(kind, match=message):
+            DiffusionSampler.from_checkpoint(checkpoint, **given)
+    monkeypatch.setattr(capability, "native_missing", lambda: "it isn't built")
+    assert "op by op" in DiffusionSampler.from_checkpoint(checkpoint).explain()
+    with pytest.raises(UnsupportedError, match="accelerate: it isn't built"):
+        DiffusionSampler.from_checkpoint(checkpoint, quantize="int8")

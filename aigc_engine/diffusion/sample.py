@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from aigc_engine.diffusion.schedule import VP, Schedule, schedule_of
 from aigc_engine.diffusion.solver import Recipe, UpdateTable, update_table
 from aigc_engine.diffusion.spacing import Spacing, spacing_of
 from aigc_engine.graph import Accelerated
+from aigc_engine.graph.options import Options
 from aigc_engine.latents import count, integer, seed_rows
 from aigc_engine.models.unet import UNet
 from aigc_engine.ops import linear_update, philox_normal
@@ -200,14 +202,32 @@ class DiffusionSampler:
         return Recipe(solver, steps, self.schedule, self.prediction, self.spacing, guidance=guidance)
 
     @classmethod
-    def from_checkpoint(cls, checkpoint: Checkpoint) -> DiffusionSampler:
+    def from_checkpoint(
+        cls,
+        checkpoint: Checkpoint,
+        *,
+        dtype: torch.dtype | None = None,
+        precision: str | None = None,
+        quantize: str | None = None,
+        offload: str | Path | None = None,
+        strict: bool = False,
+    ) -> DiffusionSampler:
         """The sampler of a checkpoint of family "diffusion".
 
         Its config.json has "schedule" ({"name", "timesteps"}), "prediction", and the defaults "sampling".
 
+        Args:
+            checkpoint: as `aigc_engine.zoo.load` gives it.
+            dtype, precision, quantize, offload, strict: as `aigc_engine.accelerate` takes them; with any of
+                them the network runs as plans, captured at the first call if the checkpoint has no graph.
+
         Raises:
-            ValueError: one is missing or names what doesn't exist.
+            TypeError: another dtype.
+            ValueError: what config.json should have is missing or names what doesn't exist; unknown precision
+                or quantize, or offload is no folder.
+            UnsupportedError: options without a native module; at a call: strict, and a node is left to torch.
         """
+        options = Options(dtype, precision, quantize, offload, strict)
         config = checkpoint.config
         try:
             schedule = schedule_of(config["schedule"]["name"], config["schedule"]["timesteps"])
@@ -218,7 +238,7 @@ class DiffusionSampler:
                 f"load: config of {checkpoint.name!r} has no usable schedule, prediction and sampling "
                 f"({error}); use the config.json saved with these weights"
             ) from None
-        sampler._network = planned(checkpoint)
+        sampler._network = planned(checkpoint, options)
         return sampler
 
     def explain(self) -> str:

@@ -132,7 +132,8 @@ class UNet(nn.Module):
         # A lone row would leave the convolutions that all other batches take.
         if not native_rows(x) and x.shape[0] == 1:
             return self(x.expand(2, -1, -1, -1), t.expand(2), label.expand(2))[:1]
-        time = self.time2(rowwise_silu(self.time1(timestep_embedding(t, self.config.embedding))))
+        angles = timestep_embedding(t, self.config.embedding).to(self.time1.weight.dtype)
+        time = self.time2(rowwise_silu(self.time1(angles)))
         e = rowwise_silu(time + self.label(label))
         h = self.conv_in(channels_last(F.pixel_unshuffle(x, self.config.patch)))
         skips = [h]
