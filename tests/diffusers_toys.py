@@ -60,6 +60,51 @@ def small_unet_condition(**more: Any) -> nn.Module:
     return unet_condition(block_out_channels=(16,), **blocks, **more)
 
 
+def unet_xl(**more: Any) -> nn.Module:
+    """Stable Diffusion XL's: times and pooled text beside the timestep, more transformers further down."""
+    options = {
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+        "attention_head_dim": (2, 4),
+        "transformer_layers_per_block": (1, 2),
+        "use_linear_projection": True,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 8,
+        "projection_class_embeddings_input_dim": 80,
+    }
+    return unet_condition(**{**options, **more})
+
+
+def unet3d() -> nn.Module:
+    """ModelScope's: convolutions and attention over frames between those over pixels."""
+    from diffusers import UNet3DConditionModel
+
+    blocks = {"down_block_types": ("CrossAttnDownBlock3D",), "up_block_types": ("CrossAttnUpBlock3D",)}
+    return without_zeros(
+        UNet3DConditionModel(**{**UNET, **CROSS, **blocks, "block_out_channels": (16,)}),
+    )
+
+
+def motion_unet() -> nn.Module:
+    """AnimateDiff's: Stable Diffusion's with attention over frames."""
+    from diffusers import UNetMotionModel
+
+    return without_zeros(
+        UNetMotionModel(
+            sample_size=8,
+            layers_per_block=1,
+            block_out_channels=(16,),
+            norm_num_groups=8,
+            down_block_types=("CrossAttnDownBlockMotion",),
+            up_block_types=("CrossAttnUpBlockMotion",),
+            cross_attention_dim=32,
+            num_attention_heads=2,
+            motion_num_attention_heads=2,
+            motion_max_seq_length=8,
+        )
+    )
+
+
 def controlnet(**more: Any) -> nn.Module:
     from diffusers import ControlNetModel
 

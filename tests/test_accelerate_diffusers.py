@@ -49,6 +49,31 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], Callable[[int, int], dict[str
             **toys.residuals(B, S),
         },
     ),
+    "unet_xl": (
+        toys.unet_xl,
+        lambda B, S: {
+            "sample": image(4, B, S),
+            "timestep": S,
+            "encoder_hidden_states": text(B),
+            "added_cond_kwargs": {"text_embeds": torch.randn(B, 32), "time_ids": torch.rand(B, 6) * 99},
+        },
+    ),
+    "unet3d": (
+        toys.unet3d,
+        lambda B, S: {
+            "sample": torch.randn(B, 4, 1 + B, S, S),
+            "timestep": torch.tensor(S),
+            "encoder_hidden_states": text(B),
+        },
+    ),
+    "motion_unet": (
+        toys.motion_unet,
+        lambda B, S: {  # several videos: with a row of text for each frame, one can't be captured as two
+            "sample": torch.randn(1 + B, 4, 4, S, S),
+            "timestep": S,
+            "encoder_hidden_states": text(1 + B).repeat_interleave(4, 0),
+        },
+    ),
     "controlnet": (
         toys.controlnet,
         lambda B, S: {
@@ -110,6 +135,8 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], Callable[[int, int], dict[str
 NATIVE = {
     "unet2d",
     "unet_condition",
+    "unet_xl",
+    "dit",
     "decoder",
     "encoder",
     "tiny_decoder",
