@@ -136,6 +136,10 @@ NATIVE = {
     "unet2d",
     "unet_condition",
     "unet_xl",
+    "unet1d",
+    "unet3d",
+    "motion_unet",
+    "video_unet",
     "dit",
     "decoder",
     "encoder",
@@ -157,7 +161,7 @@ def test_networks(name: str) -> None:
     assert len(fast._graphs) == 1
 
 
-@pytest.mark.parametrize("name", ["dit", "tiny_decoder", "clip_text"])
+@pytest.mark.parametrize("name", ["dit", "tiny_decoder", "clip_text", "t5_encoder"])
 def test_bfloat16_is_as_near_to_the_truth_as_eager(name: str) -> None:
     make, arguments = NETWORKS[name]
     model = make()

@@ -243,6 +243,54 @@ def test_products_of_weights_that_are_computed_in_between_are_merged() -> None:
     assert targets(found).count("linear") == 1
 
 
+def spelled_out(x: Tensor, weight: Tensor | None = None, eps: float = 1e-6) -> Tensor:
+    """RMS norm as T5 has it."""
+    y = x * torch.rsqrt(x.to(torch.float32).pow(2).mean(-1, keepdim=True) + eps)
+    return y.to(x.dtype) if weight is None else weight * y.to(weight.dtype)
+
+
+def test_rms_norm_spelled_out() -> None:
+    norm = nn.LayerNorm(16)
+    found = fused(Net(lambda net, x: net.l(spelled_out(x, net.n.weight)), n=norm, l=nn.Linear(16, 6)), ROWS)
+    assert targets(found) == ["rms_norm", "linear"] and options(found, ops.rms_norm) == {"eps": 1e-6}
+    found = fused(Net(lambda net, x: spelled_out(x, eps=1e-3) + 1), ROWS)
+    assert targets(found) == ["rms_norm", "pointwise"]
+    for other in (
+        lambda net, x: x * torch.rsqrt(x.pow(2).mean(0, keepdim=True) + 1e-6),
+        lambda net, x: (x + 1) * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6),
+        lambda net, x: x * torch.rsqrt(x.pow(4).mean(-1, keepdim=True) + 1e-6),
+    ):
+        assert "rms_norm" not in targets(fused(Net(other), ROWS))
+
+
+def test_conditions_of_sizes_are_constants() -> None:
+    def causal(net, x):
+        places = torch.arange(x.shape[1])
+        masked = torch.where(places[:, None] >= places, x @ x.transpose(1, 2), -1e9)
+        return torch.where(torch.zeros_like(places).bool(), torch.ones(1), masked)
+
+    found = fused(Net(causal), ROWS)
+    assert "where" not in targets(found) and targets(found).count("pointwise") == 2
+    assert "where" in targets(fused(Net(lambda net, x: torch.where(x > 0, x, 0.5)), ROWS))
+
+
+def test_mish_is_a_program() -> None:
+    x = torch.cat([torch.linspace(-30, 30, 400), torch.tensor([-1e4, -90.0, 90.0, 1e4])])[:, None]
+    found = fused(Net(lambda net, x: F.mish(x)), x)
+    assert targets(found) == ["pointwise"]
+    (node,) = (node for node in found.graph.nodes if node.target is ops.pointwise)
+    truth = F.mish(x.double())
+    assert ((ops.pointwise(node.args[0], x).double() - truth).abs() <= 1e-6 * truth.abs()).all()
+
+
+def test_repeats_are_views() -> None:
+    for repeats, axis in ((3, 0), (2, -1)):
+        found = fused(Net(lambda net, x, n=repeats, a=axis: x.repeat_interleave(n, a) * 2), ROWS)
+        assert "repeat_interleave" not in targets(found)
+    found = fused(Net(lambda net, x, y: x.repeat_interleave(y.shape[0], 1) * 2), ROWS, X)
+    assert "repeat_interleave" not in targets(found)
+
+
 def test_tables_are_native() -> None:
     found = fused(Net(lambda net, i: net.e(i) * 2, e=nn.Embedding(5, 8, padding_idx=1)), torch.tensor([4, 1]))
     assert targets(found) == ["embedding", "pointwise"]

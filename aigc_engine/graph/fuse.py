@@ -42,6 +42,7 @@ def fuse(capture: Capture) -> None:
     layers.use_norms(graph)
     layers.use_normalize(graph)
     layers.use_flat_resize(graph)
+    layers.join_rms_norm(graph)
     layers.join_group_norm_silu(graph)
     layers.join_adaptive_layer_norm(graph)
     layers.use_attention(graph)

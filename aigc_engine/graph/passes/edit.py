@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from aigc_engine.graph.constants import repeatable
 from aigc_engine.graph.traced import expression
 
 aten = torch.ops.aten
@@ -59,6 +60,16 @@ def dtype(node: fx.Node) -> torch.dtype:
 def is_tensor(value: Any) -> bool:
     """Whether this is a node that gives a tensor."""
     return isinstance(value, fx.Node) and isinstance(value.meta.get("val"), Tensor)
+
+
+def of_sizes(graph: fx.Graph) -> set[fx.Node]:
+    """Calls that follow from sizes alone, or from nothing."""
+    found: set[fx.Node] = set()
+    for node in graph.nodes:
+        fixed = node.target is aten.sym_size.int or found.issuperset(node.all_input_nodes)
+        if node.op == "call_function" and fixed and repeatable(node):
+            found.add(node)
+    return found
 
 
 def alike(a: Any, b: fx.Node) -> bool:

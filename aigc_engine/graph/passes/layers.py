@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from typing import Any
 
+import torch
 from torch import fx
 
 from aigc_engine import ops
@@ -26,6 +27,7 @@ from aigc_engine.graph.passes.edit import (
 from aigc_engine.ops.embedding import INDICES
 
 MOST_REPEATS = 8  # of a frame, for a size that is a multiple
+CASTS = (aten._to_copy.default, aten.to.dtype)
 
 
 def use_norms(graph: fx.Graph) -> None:
@@ -74,6 +76,52 @@ def use_normalize(graph: fx.Graph) -> None:
         made = insert(node, ops.rms_norm, (rows, None), {"eps": least**2 / width}, rows.meta["val"])
         forward(node, call(node, aten.mul.Tensor, call(node, aten.permute.default, made, back), width**-0.5))
     erase_dead(graph)
+
+
+def join_rms_norm(graph: fx.Graph) -> None:
+    """x / sqrt(mean(x^2) + eps), as T5 and its kin spell it, with the weight that comes after."""
+    for node in calls(graph, aten.rsqrt.default):
+        found, scaled = _root_mean_square(node), only_user(node)
+        if found is None or not is_call(scaled, aten.mul.Tensor):
+            continue
+        x, eps = found
+        if _uncast(_other(scaled, node)) is not x:
+            continue
+        user = only_user(scaled)
+        last = user if is_call(user, *CASTS) and dtype(user) == dtype(x) else scaled
+        user, weight = only_user(last), None
+        if is_call(user, aten.mul.Tensor) and dtype(user) == dtype(x):
+            weight = _other(user, last)
+            weighted = is_tensor(weight) and (sizes(weight), dtype(weight)) == (sizes(x)[-1:], dtype(x))
+            last, weight = (user, weight) if weighted else (last, None)
+        if dtype(last) == dtype(x) and sizes(last) == sizes(x):
+            replace(last, ops.rms_norm, (x, weight), {"eps": eps})
+    erase_dead(graph)
+
+
+def _root_mean_square(root: fx.Node) -> tuple[fx.Node, float] | None:
+    """x and eps of rsqrt(mean(x^2) + eps) over the last axis."""
+    added = root.args[0]
+    if not is_call(added, aten.add.Tensor) or added.kwargs or type(added.args[1]) not in (int, float):
+        return None
+    mean, eps = added.args
+    if not is_call(mean, aten.mean.dim) or eps < 0:
+        return None
+    found = normal(mean)
+    squared = found["self"]
+    axes = [axis % len(sizes(squared)) for axis in found["dim"] or ()]
+    if axes != [len(sizes(squared)) - 1] or not found["keepdim"] or found["dtype"] is not None:
+        return None
+    squares = is_call(squared, aten.square.default, aten.pow.Tensor_Scalar)
+    if not squares or squared.args[1:] not in ((), (2,)):
+        return None
+    return _uncast(squared.args[0]), float(eps)
+
+
+def _uncast(value: Any) -> Any:
+    """What was widened to float32, or the value itself."""
+    wide = is_call(value, *CASTS) and dtype(value) == torch.float32
+    return value.args[0] if wide and dtype(value.args[0]) == torch.bfloat16 else value
 
 
 def join_group_norm_silu(graph: fx.Graph) -> None:

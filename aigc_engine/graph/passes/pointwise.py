@@ -10,7 +10,18 @@ import torch
 from torch import fx
 
 from aigc_engine import ops
-from aigc_engine.graph.passes.edit import aten, dtype, erase_dead, insert, is_tensor, normal, sizes
+from aigc_engine.graph.passes.edit import (
+    aten,
+    calls,
+    dtype,
+    erase_dead,
+    insert,
+    is_tensor,
+    normal,
+    of_sizes,
+    replace,
+    sizes,
+)
 from aigc_engine.ops.pointwise import MOST_AXES
 
 FLOATS = (torch.float32, torch.bfloat16)
@@ -86,6 +97,7 @@ class Program:
 
 def join_pointwise(graph: fx.Graph, static: set[fx.Node]) -> None:
     """Elementwise calls in float32 and bfloat16, with those that only they read."""
+    _select_by_sizes(graph)
     _widen_numbers(graph)
     programs: dict[fx.Node, Program] = {}
     for node in graph.nodes:
@@ -101,6 +113,23 @@ def join_pointwise(graph: fx.Graph, static: set[fx.Node]) -> None:
     for node, new in made.items():
         node.replace_all_uses_with(new)
     erase_dead(graph)
+
+
+def _select_by_sizes(graph: fx.Graph) -> None:
+    """torch.where with a condition that follows from sizes alone, which is a constant of the plan."""
+    fixed = of_sizes(graph)
+    for node in calls(graph, aten.where.self, aten.where.ScalarOther):
+        condition, *values = node.args
+        floats = all(dtype(value) in FLOATS for value in values if is_tensor(value))
+        if condition not in fixed or not floats or dtype(node) not in FLOATS or len(sizes(node)) > MOST_AXES:
+            continue
+        wide = condition.meta["val"].float()
+        tensors = [insert(node, aten.to.dtype, (condition, torch.float32), {}, wide)]
+        step: list[Any] = ["where", 0]
+        for value in values:
+            step.append(len(tensors) if is_tensor(value) else float(value))
+            tensors += [value] if is_tensor(value) else []
+        replace(node, ops.pointwise, ([tuple(step)], *tensors), {"out_dtype": dtype(node)})
 
 
 def _widen_numbers(graph: fx.Graph) -> None:
@@ -174,6 +203,8 @@ def _special(node: fx.Node) -> Callable[[], Program] | None:
     if node.target is aten.gelu.default:
         name = "gelu_tanh" if normal(node)["approximate"] == "tanh" else "gelu"
         return lambda: Program([Step(name, (node.args[0],))])
+    if node.target is aten.mish.default:
+        return lambda: Program(_mish(node.args[0]))
     if node.target is aten.leaky_relu.default:
         slope = float(normal(node)["negative_slope"])
         return lambda: Program([Step("leaky_relu", (node.args[0], slope))])
@@ -187,6 +218,14 @@ def _special(node: fx.Node) -> Callable[[], Program] | None:
         if low is not None and high is not None:
             return lambda: Program([Step("clamp", (node.args[0], float(low), float(high)))])
     return None
+
+
+def _mish(x: fx.Node) -> list[Step]:
+    """x tanh(log(1 + e^x)) as x n / (n + 2), n = e^x (e^x + 2): nothing cancels, and from 20 on it's x."""
+    e = Step("exp", (low := Step("minimum", (x, 20.0)),))
+    n = Step("mul", (e, more := Step("add", (e, 2.0))))
+    share = Step("div", (n, under := Step("add", (n, 2.0))))
+    return [low, e, more, n, under, share, Step("mul", (x, share))]
 
 
 def _floats(node: fx.Node) -> bool:

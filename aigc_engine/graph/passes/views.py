@@ -10,7 +10,7 @@ from aigc_engine.graph.passes.edit import aten, call, calls, erase_dead, forward
 
 
 def use_views(graph: fx.Graph) -> None:
-    """pixel_shuffle, pixel_unshuffle, stack, and einsum where it only permutes."""
+    """pixel_shuffle, pixel_unshuffle, stack, repeat_interleave, and einsum where it only permutes."""
     for node in calls(graph, aten.pixel_shuffle.default):
         x, factor = node.args
         if len(sizes(x)) == 4:
@@ -30,6 +30,14 @@ def use_views(graph: fx.Graph) -> None:
         axis = found["dim"] % node.meta["val"].ndim
         parts = [call(node, aten.unsqueeze.default, part, axis) for part in found["tensors"]]
         forward(node, call(node, aten.cat.default, parts, axis))
+    for node in calls(graph, aten.repeat_interleave.self_int):
+        found = normal(node)
+        if found["dim"] is not None:
+            axis, more = found["dim"] % node.meta["val"].ndim, [-1] * (node.meta["val"].ndim + 1)
+            more[axis + 1] = found["repeats"]
+            rows = call(node, aten.unsqueeze.default, found["self"], axis + 1)
+            rows = call(node, aten.expand.default, rows, more)
+            forward(node, call(node, aten.flatten.using_ints, rows, axis, axis + 1))
     for node in calls(graph, aten.einsum.default):
         axes = _permutation(*node.args[:2])
         if axes is not None:
