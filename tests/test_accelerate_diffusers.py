@@ -136,6 +136,8 @@ NATIVE = {
     "unet2d",
     "unet_condition",
     "unet_xl",
+    "controlnet",
+    "pixart",
     "unet1d",
     "unet3d",
     "motion_unet",

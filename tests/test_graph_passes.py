@@ -381,7 +381,7 @@ def test_other_words_are_plainer_calls() -> None:
 
 def test_numbers_are_read_natively() -> None:
     found = fused(Net(lambda net, x, s: x * s + s), X, torch.tensor(2.0, dtype=torch.float64))
-    assert targets(found) == ["to", "pointwise"]
+    assert targets(found) == ["alias", "pointwise"] and list(found.casts.values()) == [torch.float32]
 
 
 def test_a_timestep_is_cast_when_it_is_copied_in() -> None:

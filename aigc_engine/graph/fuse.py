@@ -55,6 +55,7 @@ def fuse(capture: Capture) -> None:
     products.join_gated(graph)
     products.join_after(graph)
     pointwise.join_pointwise(graph, static_nodes(capture))
+    inputs.cast_on_entry(capture)  # numbers that were widened for programs
     hoist.hoist(capture)
     graph.lint()
     capture.settle()

@@ -6,7 +6,7 @@ import torch
 from torch import fx
 
 from aigc_engine.graph.capture import Capture
-from aigc_engine.graph.passes.edit import aten, dtype, forward, is_call, only_user
+from aigc_engine.graph.passes.edit import aten, dtype, forward, insert, is_call, only_user
 
 CASTS = (aten._to_copy.default, aten.to.dtype)
 VIEWS = (
@@ -35,4 +35,6 @@ def cast_on_entry(capture: Capture) -> None:
         capture.casts[node.name] = torch.float32
         for view in chain:
             view.meta["val"] = view.meta["val"].float()
-        forward(user, (chain or [node])[-1])
+        # What reads the argument itself reads an alias: the placeholder keeps the dtype that's called with.
+        chain = chain or [insert(user, aten.alias.default, (node,), {}, node.meta["val"].float())]
+        forward(user, chain[-1])
