@@ -21,7 +21,7 @@ NOT_SHOWN = ("paired", "max abs error", "against")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Returns the exit status: 0, or 1 when a case's two sides disagreed, or 2 when nothing could be done."""
+    """Returns the exit status: 0; 1 when two sides disagreed or Ctrl-C ended it; 2 when nothing was done."""
     options = _parser().parse_args(arguments)
     console = Console(width=None if sys.stdout.isatty() else 140)
     if options.threads:
@@ -77,7 +77,9 @@ def _table(group: str, record: Record) -> Table:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="bench", description="Paired benchmarks with their baselines.")
     parser.add_argument("group", nargs="?", default="all", choices=[*GROUPS, "all"], help="which benchmarks")
-    parser.add_argument("--only", nargs="*", default=[], metavar="WORD", help="words that the name must have")
+    parser.add_argument(
+        "--only", nargs="*", action="extend", default=[], metavar="WORD", help="words that the name must have"
+    )
     parser.add_argument("--list", action="store_true", help="list the cases and stop")
     parser.add_argument("--threads", type=int, help="torch and native threads")
     parser.add_argument("--save", action="store_true", help=f"write a record to {RESULTS.name}/")

@@ -204,7 +204,8 @@ def run(
 ) -> Record:
     """Measures cases one after another, those with the words `only`; `report` is told of each as it's done.
 
-    A case whose sides don't agree is reported and isn't timed; the others go on.
+    A case whose sides don't agree is reported and isn't timed; the others go on. Ctrl-C ends the measuring,
+    and the record has what was measured until then.
     """
     before, limits = machine.load(), ceilings()
     rows: list[Row] = []
@@ -216,6 +217,10 @@ def run(
             failures.append(str(error))
             report(case, str(error))
             continue
+        except KeyboardInterrupt:
+            failures.append(f"interrupted at {case.name}")
+            report(case, failures[-1])
+            break
         rows.append(row)
         report(case, row)
     date = datetime.datetime.now(datetime.timezone.utc).date().isoformat()  # noqa: UP017 (Python 3.10)

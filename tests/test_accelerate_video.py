@@ -1,4 +1,4 @@
-"""Networks of video from diffusers, tiny and with random weights: natively throughout, and as eager computes."""
+"""Networks of video from diffusers, tiny and with random weights: native throughout, as eager computes."""
 
 from __future__ import annotations
 

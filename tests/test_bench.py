@@ -197,6 +197,25 @@ def test_cases_are_timed_beside_their_ceiling(monkeypatch: pytest.MonkeyPatch) -
     assert only.gflops == pytest.approx(1e5 / only.ours_us / 1e3)
 
 
+def test_an_interrupted_run_keeps_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted() -> float:
+        raise KeyboardInterrupt
+
+    cases = [
+        Case("ops", "a", "itself", lambda: Work(nothing, nothing, nothing), seconds=0.0),
+        Case("ops", "b", "itself", lambda: Work(nothing, nothing, interrupted)),
+        Case("ops", "c", "itself", lambda: pytest.fail("went on")),
+    ]
+    monkeypatch.setattr(record, "ceilings", lambda: LIMITS)
+    made = record.run("ops", cases, report=lambda case, result: None)
+    assert [row.name for row in made.rows] == ["a"] and made.failures == ("interrupted at b",)
+
+
+def test_words_of_several_options_add_up() -> None:
+    options = command._parser().parse_args(["ops", "--only", "linear", "float32", "--only", "llama"])
+    assert options.only == ["linear", "float32", "llama"]
+
+
 @pytest.mark.parametrize("suffix", plot.SUFFIXES)
 def test_roofline_is_written_whole(tmp_path: Path, suffix: str) -> None:
     pytest.importorskip("matplotlib", reason="matplotlib isn't installed")
