@@ -94,7 +94,7 @@ LINES: tuple[Line, ...] = (
     _native("conv_transpose1d", "conv", weight=PACKED),
     _native("conv_transpose2d", "conv", weight=PACKED),
     _native("decoder_step", "decode", FLOAT32),
-    # As fast as PyTorch's copy of the same rows, alone; it's here so that plans run it, and check indices.
+    # Alone as fast as PyTorch's, less what a call costs: it's here so that plans run it, and check indices.
     _native("embedding", "embedding", INDICES),
     _native("geglu", "activation"),
     _native("group_norm", "norm", result=NORM_RESULTS),
