@@ -46,7 +46,7 @@ graphs: $(VENV)/.built-dev
 # PYTHONPATH is for subprocesses that import from tests/; the copy, their working folder, comes before it.
 SANITIZED := build/sanitized
 SANITIZED_BUILD := build/cmake-sanitized
-SANITIZED_TESTS := test_parity test_conv_int8 test_recorded_denoiser test_linear_update test_decode test_ops_norm test_ops_random test_thread_pool test_denoise_loop
+SANITIZED_TESTS := test_parity test_attention test_conv_int8 test_conv_tiles test_embedding test_recorded_denoiser test_linear_update test_decode test_ops_norm test_ops_random test_thread_pool test_denoise_loop
 SANITIZED_ENV = PYTHONPATH=$(CURDIR) LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0
 
 sanitize: $(VENV)/.built-dev
