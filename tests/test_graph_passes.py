@@ -11,80 +11,9 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from aigc_engine import ops
-from aigc_engine.graph.capture import Capture, capture
-from aigc_engine.graph.constants import Constants
+from aigc_engine.graph.capture import capture
 from aigc_engine.graph.fuse import fuse
-from aigc_engine.graph.lower import RESHAPES, SHAPED
-from aigc_engine.graph.traced import Traced
-
-
-class Net(nn.Module):
-    """A few layers and a function of them."""
-
-    def __init__(self, body: Callable[..., Tensor], **layers: nn.Module) -> None:
-        super().__init__()
-        self.body = body
-        for name, layer in layers.items():
-            self.add_module(name, layer)
-
-    def forward(self, *args: Tensor) -> Tensor:
-        return self.body(self, *args)
-
-
-def fused(net: nn.Module, *args: Tensor) -> Capture:
-    leaves, spec = pytree.tree_flatten((args, {}))
-    found = capture(net.eval(), leaves, spec)
-    fuse(found)
-    assert_equal(net, found, args)
-    return found
-
-
-def assert_equal(net: nn.Module, found: Capture, args: tuple[Tensor, ...]) -> None:
-    """Interprets the fused graph, each op on its reference."""
-    constants, values = Constants(net, found), {}
-    values.update(zip(found.inputs, args, strict=True))
-    with torch.no_grad():
-        for node in found.graph.nodes:
-            if node.name in found.sources:
-                values[node] = constants.value(node)
-            elif node.op == "call_function":
-                call = getattr(node.target, "reference", node.target)
-                call = torch.reshape if call in RESHAPES - SHAPED else call
-                values[node] = call(
-                    *torch.fx.map_arg(node.args, values.get), **torch.fx.map_arg(node.kwargs, values.get)
-                )
-            elif node.op == "output":
-                (got,) = (values[item] for item in node.args[0])
-        torch.testing.assert_close(got, net(*args), rtol=1e-4, atol=1e-5)
-
-
-def targets(found: Capture) -> list[str]:
-    """Names of what remains to be done on tensors for each call, in order."""
-    constants = Constants(nn.Module(), found)
-    names = []
-    for node in found.graph.nodes:
-        tensors = isinstance(node.meta.get("val"), Traced)
-        if node.op == "call_function" and tensors and node not in constants.static:
-            packet = getattr(node.target, "overloadpacket", node.target)
-            names.append(getattr(packet, "__name__", str(packet)))
-    return names
-
-
-def options(found: Capture, op: object) -> dict:
-    (node,) = (node for node in found.graph.nodes if node.target is op)
-    return {
-        key: value
-        for key, value in node.kwargs.items()
-        if key not in ("stride", "padding", "dilation", "groups")
-    }
-
-
-X = torch.randn(2, 8, 6, 6, generator=torch.Generator().manual_seed(0))
-ROWS = torch.randn(3, 5, 16, generator=torch.Generator().manual_seed(1))
-
-
-def conv(c_in: int = 8, c_out: int = 8, taps: int = 3, **more) -> nn.Conv2d:
-    return nn.Conv2d(c_in, c_out, taps, padding=taps // 2, **more)
+from tests.fused import ROWS, Net, X, conv, fused, options, targets
 
 
 def test_what_does_nothing_goes() -> None:
@@ -315,68 +244,6 @@ def test_convolutions_of_other_ranks_are_flat_ones() -> None:
     frames = nn.Conv3d(8, 6, (3, 1, 1), padding=(1, 0, 0))
     found = fused(Net(lambda net, x: net.c(x), c=frames), torch.randn(2, 8, 4, 5, 6))
     assert "conv2d" in targets(found)
-
-
-def test_a_volume_takes_its_padding_activation_and_residual() -> None:
-    def causal(net, x):
-        return F.silu(net.n(net.c(F.pad(x, (1, 1, 1, 1, 2, 0))))) + x
-
-    found = fused(Net(causal, c=nn.Conv3d(8, 8, 3), n=nn.BatchNorm3d(8)), torch.randn(2, 8, 4, 5, 6))
-    assert targets(found) == ["conv3d"]
-    assert set(options(found, ops.conv3d)) == {"act", "residual"}
-    (node,) = (node for node in found.graph.nodes if node.target is ops.conv3d)
-    assert node.kwargs["padding"] == (1, 1, 1, 1, 2, 0)
-    for left in ({"groups": 2}, {"dilation": (2, 1, 1)}):
-        found = fused(Net(lambda net, x: net.c(x), c=nn.Conv3d(8, 8, 3, **left)), torch.randn(2, 8, 6, 5, 6))
-        assert targets(found) == ["conv3d"]
-        assert not [node for node in found.graph.nodes if node.target is ops.conv3d]
-
-
-def test_video_is_resized_frame_by_frame() -> None:
-    clip = torch.randn(2, 8, 3, 5, 6)
-    for factors in ((1.0, 2.0, 2.0), (2.0, 2.0, 3.0), 2.0):
-        found = fused(Net(lambda net, x, f=factors: F.interpolate(x, scale_factor=f)), clip)
-        assert "resize2d" in targets(found) and "upsample_nearest3d" not in targets(found)
-    found = fused(Net(lambda net, x: F.interpolate(x, size=(x.shape[2], 7, 9))), clip)
-    assert "resize2d" in targets(found)
-    found = fused(Net(lambda net, x: F.interpolate(x, scale_factor=2.0, mode="nearest-exact")), X)
-    assert targets(found)[-1] == "resize2d"
-
-
-def test_normalize_is_rms_norm() -> None:
-    found = fused(Net(lambda net, x: F.normalize(net.c(x), dim=1) * 3, c=conv()), X)
-    assert targets(found) == ["conv2d", "permute", "rms_norm", "permute", "pointwise"]
-    found = fused(Net(lambda net, x: F.normalize(net.c(x), dim=1), c=nn.Conv2d(8, 8, 1, bias=False)), 0 * X)
-    assert "rms_norm" in targets(found)
-    found = fused(Net(lambda net, x: F.normalize(net.c(x), p=1.0, dim=1), c=conv()), X)
-    assert "rms_norm" not in targets(found)
-
-
-def test_other_words_are_plainer_calls() -> None:
-    def rotate(net, x, y):
-        h = net.c(x)
-        out = torch.empty_like(h)
-        out[:, 0::2] = h[:, 1::2] * 2
-        out[:, 1::2] = -h[:, 0::2]
-        return out.type_as(y)
-
-    found = fused(Net(rotate, c=conv()), X, X.flip(0))
-    assert {"empty_like", "copy", "slice_scatter", "type_as"}.isdisjoint(targets(found))
-
-    def once(net, x):
-        h = net.c(x)
-        out = torch.zeros_like(h)
-        out[:, 0::2] = h[:, 1::2] * 2
-        return out
-
-    assert "slice_scatter" in targets(fused(Net(once, c=conv()), X))
-    for pads in ((1, 2, 3, 0), (0, 0, 1, 1)):
-        found = fused(Net(lambda net, x, p=pads: F.pad(x, p, mode="replicate")), X)
-        assert set(targets(found)) == {"slice", "expand", "cat"}
-    found = fused(
-        Net(lambda net, x: F.pad(x, (1, 1, 0, 0, 2, 0), mode="replicate")), torch.randn(2, 8, 3, 5, 6)
-    )
-    assert set(targets(found)) == {"slice", "expand", "cat"}
 
 
 def test_numbers_are_read_natively() -> None:
