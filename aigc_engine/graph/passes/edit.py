@@ -12,6 +12,7 @@ from aigc_engine.graph.constants import repeatable
 from aigc_engine.graph.traced import expression
 
 aten = torch.ops.aten
+CASTS = (aten._to_copy.default, aten.to.dtype)
 
 
 def calls(graph: fx.Graph, *targets: Any) -> list[fx.Node]:

@@ -6,9 +6,8 @@ import torch
 from torch import fx
 
 from aigc_engine.graph.capture import Capture
-from aigc_engine.graph.passes.edit import aten, dtype, forward, insert, is_call, only_user
+from aigc_engine.graph.passes.edit import CASTS, aten, dtype, forward, insert, is_call, only_user
 
-CASTS = (aten._to_copy.default, aten.to.dtype)
 VIEWS = (
     aten.expand.default,
     aten.reshape.default,

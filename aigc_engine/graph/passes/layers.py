@@ -10,6 +10,7 @@ from torch import fx
 
 from aigc_engine import ops
 from aigc_engine.graph.passes.edit import (
+    CASTS,
     aten,
     call,
     calls,
@@ -24,10 +25,10 @@ from aigc_engine.graph.passes.edit import (
     replace,
     sizes,
 )
+from aigc_engine.graph.passes.views import repeated
 from aigc_engine.ops.embedding import INDICES
 
 MOST_REPEATS = 8  # of a frame, for a size that is a multiple
-CASTS = (aten._to_copy.default, aten.to.dtype)
 
 
 def use_norms(graph: fx.Graph) -> None:
@@ -199,9 +200,7 @@ def use_flat_resize(graph: fx.Graph) -> None:
             images = insert(node, ops.resize2d, (images, list(size[1:])), {"mode": "nearest"}, value)
         y = call(node, aten.transpose.int, call(node, aten.unflatten.int, images, 0, [batch, frames]), 1, 2)
         if times > 1:
-            again = call(node, aten.unsqueeze.default, y, 3)
-            again = call(node, aten.expand.default, again, [-1, -1, -1, times, -1, -1])
-            y = call(node, aten.flatten.using_ints, again, 2, 3)
+            y = repeated(node, y, 2, times)
         forward(node, y)
     erase_dead(graph)
 

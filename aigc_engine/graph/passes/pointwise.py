@@ -11,6 +11,7 @@ from torch import fx
 
 from aigc_engine import ops
 from aigc_engine.graph.passes.edit import (
+    CASTS,
     aten,
     calls,
     dtype,
@@ -55,7 +56,6 @@ BINARY = {
     aten.sub.Tensor: "sub",
     aten.sub.Scalar: "sub",
 }
-CASTS = (aten._to_copy.default, aten.to.dtype)
 
 
 @dataclass(frozen=True)

@@ -33,16 +33,21 @@ def use_views(graph: fx.Graph) -> None:
     for node in calls(graph, aten.repeat_interleave.self_int):
         found = normal(node)
         if found["dim"] is not None:
-            axis, more = found["dim"] % node.meta["val"].ndim, [-1] * (node.meta["val"].ndim + 1)
-            more[axis + 1] = found["repeats"]
-            rows = call(node, aten.unsqueeze.default, found["self"], axis + 1)
-            rows = call(node, aten.expand.default, rows, more)
-            forward(node, call(node, aten.flatten.using_ints, rows, axis, axis + 1))
+            axis = found["dim"] % node.meta["val"].ndim
+            forward(node, repeated(node, found["self"], axis, found["repeats"]))
     for node in calls(graph, aten.einsum.default):
         axes = _permutation(*node.args[:2])
         if axes is not None:
             forward(node, call(node, aten.permute.default, node.args[1][0], axes))
     erase_dead(graph)
+
+
+def repeated(before: fx.Node, x: fx.Node, axis: int, times: Any) -> fx.Node:
+    """x with each element along an axis so many times."""
+    shape: list[Any] = [-1] * (len(sizes(x)) + 1)
+    shape[axis + 1] = times
+    rows = call(before, aten.expand.default, call(before, aten.unsqueeze.default, x, axis + 1), shape)
+    return call(before, aten.flatten.using_ints, rows, axis, axis + 1)
 
 
 def use_flat_convolutions(graph: fx.Graph) -> None:
